@@ -20,22 +20,21 @@ from evalengine.analysis.correlation import (
     Sample,
     bounded_ratio,
     correlate,
-    degrees_of_freedom,
     standardise,
     weighted_sums,
 )
 from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, numbers
 from evalengine.analysis.groups import (
-    OFTEN_UNDEFINED,
     SCALE,
     STAGE,
     Array,
     Data,
     Group,
     Label,
+    Means,
     Note,
     Statistic,
-    means_of,
+    group_of_means,
 )
 from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.ranges import CORRELATION, always
@@ -131,12 +130,10 @@ def _statistic(data: Data, label: Label, found: Found, kind: str = "") -> Statis
     benchmarks = data.panel.categories.count(label.category)
     if label.name in (WITHIN, PERSISTENCE) and benchmarks < 3:
         note = Note.undefined(f"{benchmarks} benchmarks are too few for an r in each mixture")
-    elif degrees_of_freedom(found.known_M[None], data.panel.block_M)[0] < 3:
-        value_C = np.full_like(value_C, np.nan)
-        note = Note.undefined(f"{n} mixture{'s' * (n != 1)} with a value, too few")
+    elif few := data.too_few(found.known_M):
+        value_C, note = np.full_like(value_C, np.nan), Note.undefined(few)
     elif np.isnan(value_C[0]):
-        defined = np.isfinite(found.value_C[0])
-        note = Note.undefined(OFTEN_UNDEFINED if defined else "too little varies: no r")
+        note = Note.undefined(data.too_little(found.known_M))
     elif found.one_side_M.any():
         note = Note.partial(f"over the {n} mixtures that have a value at both {kind}s")
     else:
@@ -218,25 +215,24 @@ def _pooled(x_BM: Array, y_BM: Array, w_MC: Array) -> Array:
 def _across_mixtures(data: Data) -> Group:
     """The mean over a category's benchmarks of each one's r over mixtures."""
     panel = data.panel
-    V = 2 * len(panel.benchmarks)
-    pairs = np.stack([np.arange(V), V + np.arange(V)], axis=1)
-    stages = [(stage, t * len(panel.benchmarks)) for t, stage in enumerate(panel.stages)]
-    names = list(zip(panel.categories, panel.benchmarks, strict=True))
-    found = {}
+    B, members = len(panel.benchmarks), panel.category_members()
+    pairs = (
+        np.arange(4 * B).reshape(2, -1).T
+    )  # accuracy with confidence, of the benchmarks before, then after
+    labels = [Label(category, ACROSS, stage) for category in members for stage in panel.stages]
+    index = [[b + start for b in listed] for listed in members.values() for start in (0, B)]
+    means = {}
     for scale in panel.scales:
         accuracy, confidence = (data.sample(q, scale) for q in ("accuracy", "confidence"))
         both = replace(accuracy, x_VMC=np.concatenate([accuracy.x_VMC, confidence.x_VMC]))
-        known_VM = np.isfinite(both.x_VMC[:V, :, 0] + both.x_VMC[V:, :, 0])
-        value_VC = correlate(both, pairs, data.statistic)
-        value_VC[degrees_of_freedom(known_VM, both.block_M) < 3] = np.nan
-        of = [Label(*name, stage) for stage, _ in stages for name in names]
-        found[scale] = [Statistic(*one) for one in zip(of, data.reportable(value_VC), known_VM, strict=True)]
-    members = panel.category_members()
-    labels = [Label(category, ACROSS, stage) for category in members for stage, _ in stages]
-    index = [[b + start for b in listed] for listed in members.values() for _, start in stages]
-    single = Group.of("alignment", ALIGNED, found, range_of=always(CORRELATION))
-    group = means_of(single, "alignment", labels, index)
-    group = replace(group, interval="bca")
+        joined = replace(data, samples={(ALIGNED, scale): both})
+        at = ALIGNED, scale, pairs
+        means[scale] = Means(joined.correlate(*at), joined.basis(*at), index)
+
+    def said(scale: str, label: Label, every: Sequence[int], lost: Sequence[int]) -> Note:
+        return Note.without([panel.benchmarks[v % B] for v in lost], " (no r)")
+
+    group = group_of_means("alignment", ALIGNED, labels, means, said, range_of=always(CORRELATION))
     before, after = range(0, len(labels), 2), range(1, len(labels), 2)
     return replace(group, contrasts=(stage_contrast(group, before, after, panel.stages[0]),))
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -52,7 +53,16 @@ def blocks_of(compared: Sequence[str], asked: str, mixtures: Mixtures | None) ->
     if asked == NONE or (asked == AUTO and not _enough(factors.get(WEB_SOURCE, ()), 2)):
         return None
     name = WEB_SOURCE if asked == AUTO else asked
-    return Blocks(words(name), _labels(compared, name, factors, mixtures))
+    if name not in factors:
+        raise UserError(f"--block {name}: {_why_no_factor(compared, name, factors, mixtures)}")
+    labels = factors[name]
+    if not _enough(labels, 1):
+        sizes = ", ".join(map(str, Counter(labels).values()))
+        raise UserError(
+            f"--block {name}: {len(labels)} mixtures in {len(set(labels))} blocks ({sizes}) are too few to compare "
+            f"within them, which takes at least {FREEDOM_LEAST} more mixtures than blocks and blocks of 3: use --block none"
+        )
+    return Blocks(words(name), labels)
 
 
 def _factors(compared: Sequence[str], mixtures: Mixtures | None) -> dict[str, tuple[str, ...]]:
@@ -64,43 +74,27 @@ def _factors(compared: Sequence[str], mixtures: Mixtures | None) -> dict[str, tu
     }
 
 
-def _labels(
+def _why_no_factor(
     compared: Sequence[str], name: str, factors: dict[str, tuple[str, ...]], mixtures: Mixtures | None
-) -> tuple[str, ...]:
-    if name not in factors:
-        label_of = mixtures.factors.get(name) if mixtures else None
-        if label_of is None:
-            known = (
-                f"known: {', '.join(factors)}"
-                if factors
-                else "give a study file, which names web sources, with --study"
-            )
-            raise UserError(f"--block {name}: no mixture has this factor ({known})")
-        if without := [m for m in compared if m not in label_of]:
-            raise UserError(f"--block {name}: it is not known for {names(without, 6)}")
-        raise UserError(f"--block {name}: it is the same for all mixtures; leave --block out")
-    labels = factors[name]
-    if not _enough(labels, 1):
-        sizes = ", ".join(map(str, _counts(labels)))
-        raise UserError(
-            f"--block {name}: {len(labels)} mixtures in {len(set(labels))} blocks ({sizes}) are too few to compare "
-            f"within them, which takes at least {FREEDOM_LEAST} more mixtures than blocks and blocks of 3: use --block none"
-        )
-    return labels
-
-
-def _counts(labels: Sequence[str]) -> list[int]:
-    return [labels.count(label) for label in dict.fromkeys(labels)]
+) -> str:
+    label_of = mixtures.factors.get(name) if mixtures else None
+    if label_of is None:
+        known = f"known: {', '.join(factors)}"
+        advice = known if factors else "give a study file, which names web sources, with --study"
+        return f"no mixture has this factor ({advice})"
+    if without := [m for m in compared if m not in label_of]:
+        return f"it is not known for {names(without, 6)}"
+    return "it is the same for all mixtures; leave --block out"
 
 
 def _enough(labels: Sequence[str], least: int) -> bool:
     """Whether blocks of `least` mixtures or more leave something to compare and resample."""
-    counts = _counts(labels)
+    counts = Counter(labels).values()
     return (
         len(counts) > 1
         and min(counts) >= least
         and len(labels) - len(counts) >= FREEDOM_LEAST
-        and constant_share(counts) <= DEGENERATE_MOST
+        and constant_share(list(counts)) <= DEGENERATE_MOST
     )
 
 

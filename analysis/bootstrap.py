@@ -29,7 +29,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis.correlation import BlockNumbers, block_sizes, every_choice, members_of
+from evalengine.analysis.correlation import (
+    BlockNumbers,
+    block_sizes,
+    degrees_of_freedom,
+    every_choice,
+    members_of,
+    parts_of,
+)
 from evalengine.analysis.threads import spread
 from evalengine.errors import UserError
 
@@ -61,20 +68,9 @@ class Basis(NamedTuple):
         """Of these statistics and then of others."""
         return Basis(np.concatenate([self.used_SM, other.used_SM]), np.concatenate([self.n_S, other.n_S]))
 
-    def together(self, least_n: int = 0) -> tuple[NDArray[np.bool_], int]:
-        """Of one statistic that has all of these as parts: its mixtures, (M,), and n. least_n: its n where there are none."""
-        return np.asarray(self.used_SM.any(axis=0)), int(self.n_S.min()) if len(self.n_S) else least_n
-
-
-class Units(NamedTuple):
-    """Of the jackknife behind S statistics: the units that change each when left out, (S, units), and its degrees of freedom."""
-
-    used_SU: NDArray[np.bool_]
-    freedom_S: NDArray[np.int64]
-
-    def known(self, left_out_SU: Array) -> Array:
-        """Leave-one-out values, NaN without the units that change nothing."""
-        return np.where(self.used_SU, left_out_SU, np.nan)
+    def together(self) -> tuple[NDArray[np.bool_], int]:
+        """Of one statistic that has all of these as parts: its mixtures, (M,), and n."""
+        return np.asarray(self.used_SM.any(axis=0)), int(self.n_S.min()) if len(self.n_S) else 0
 
 
 @dataclass(frozen=True)
@@ -83,48 +79,56 @@ class Resamples:
 
     weight_MC: float64, every column sums to 1 (a column of a unit left out has a zero there).
     multiplicity_R: how many of the n^n ordered resamples each stands for; ones for Monte Carlo.
-    parts: the units of the jackknife by block, () for one block. blocks: how many there are within which mixtures are
-    compared.
+    block_M: the block of each mixture, within which mixtures are compared and resampled; None where all are exchangeable.
     """
 
     weight_MC: Array
     multiplicity_R: Array
     jackknife: int
     exact: bool
-    parts: tuple[NDArray[np.intp], ...] = ()
-    blocks: int = 1
+    block_M: BlockNumbers | None = None
 
     @property
     def count(self) -> int:
         return len(self.multiplicity_R)
-
-    @property
-    def freedom(self) -> int:
-        """Degrees of freedom of the units of the jackknife."""
-        return max(self.jackknife - max(len(self.parts), 1), 1)
 
     @functools.cached_property
     def leaves_out_mixtures(self) -> bool:
         """Whether these are the units of the jackknife, and not groups of items."""
         return self.jackknife > 0 and bool(self.weight_MC[0, 1] == 0.0)
 
-    def units(self, statistics: int, basis: Basis | None) -> Units:
-        """All units for each statistic, or the mixtures that it rests on.
+    @property
+    def within_blocks(self) -> bool:
+        """Whether the units of the jackknife are mixtures in several blocks."""
+        return len(self.parts) > 1
+
+    @functools.cached_property
+    def parts(self) -> Sequence[NDArray[np.intp] | slice]:
+        """The units of the jackknife by block; all in one where they are groups of items."""
+        if self.block_M is None or not self.leaves_out_mixtures:
+            return [slice(None)]
+        return members_of(self.block_M)
+
+    def freedom(self, used_SM: NDArray[np.bool_], n_S: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Of statistics of n mixtures, less one for the mean of each block that holds any of theirs, (S,)."""
+        return n_S - used_SM.sum(axis=1) + degrees_of_freedom(used_SM, self.block_M)
+
+    def units(self, statistics: int, basis: Basis | None) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """The units of the jackknife that change each statistic when left out, (S, units): all, or the mixtures that it rests on;
+        and its degrees of freedom, (S,).
 
         A mean of statistics over different mixtures has the degrees of freedom of that over the fewest: with those of all its
         mixtures a mean of r over 20 and over 5 mixtures covers 0.90 instead of 0.95, with these 0.95.
         """
         if basis is None or not self.leaves_out_mixtures:
-            return Units(
-                np.ones((statistics, self.jackknife), dtype=np.bool_), np.full(statistics, self.freedom)
-            )
-        blocks_S = sum(basis.used_SM[:, unit].any(axis=1) for unit in self.parts or [slice(None)])
-        return Units(basis.used_SM, np.maximum(basis.n_S - blocks_S, 1))
+            freedom_S = np.full(statistics, max(self.jackknife - len(self.parts), 1))
+            return np.ones((statistics, self.jackknife), dtype=np.bool_), freedom_S
+        return basis.used_SM, np.maximum(self.freedom(*basis), 1)
 
     @property
     def constant(self) -> float:
         """Share of the resamples that draw one mixture alone from each of several blocks: nothing varies within them."""
-        return constant_share(list(map(len, self.parts))) if self.parts else 0.0
+        return constant_share(block_sizes(self.jackknife, self.block_M)) if self.within_blocks else 0.0
 
 
 class Intervals(NamedTuple):
@@ -137,8 +141,7 @@ class Intervals(NamedTuple):
 
 def enumerate_resamples(n: int, block_M: BlockNumbers | None = None) -> Resamples:
     """All distinct resamples of n units (within blocks) with their multinomial multiplicities n! / prod(k_i!)."""
-    parts = _parts(n, block_M)
-    sizes = list(map(len, parts))
+    parts, sizes = parts_of(n, block_M), block_sizes(n, block_M)
     count = distinct(sizes)
     if count > distinct([EXACT_MOST]):
         raise UserError(
@@ -152,7 +155,7 @@ def enumerate_resamples(n: int, block_M: BlockNumbers | None = None) -> Resample
         factorial = np.array([math.factorial(k) for k in range(len(at_M) + 1)], dtype=np.float64)
         counts_RM[:, at_M] = counts_Km[k_R]
         multiplicity_R *= (factorial[-1] / factorial[counts_Km].prod(axis=1))[k_R]
-    return _planned(counts_RM, np.rint(multiplicity_R), parts, exact=True)
+    return Resamples(_columns(counts_RM), np.rint(multiplicity_R), n, True, block_M)
 
 
 def distinct(sizes: Sequence[int]) -> int:
@@ -176,21 +179,9 @@ def draw_resamples(n: int, count: int, seed: int, block_M: BlockNumbers | None =
         raise UserError(f"--bootstrap {count} is too few to estimate an interval: use 1000 or more, or exact")
     rng = np.random.default_rng(seed)
     counts_RM = np.empty((count, n), dtype=np.intp)
-    parts = _parts(n, block_M)
-    for at_M in parts:
+    for at_M in parts_of(n, block_M):
         counts_RM[:, at_M] = count_draws(rng.integers(0, len(at_M), (count, len(at_M))), len(at_M))
-    return _planned(counts_RM, np.ones(count), parts, exact=False)
-
-
-def _parts(n: int, block_M: BlockNumbers | None) -> tuple[NDArray[np.intp], ...]:
-    return (np.arange(n),) if block_M is None else tuple(members_of(block_M))
-
-
-def _planned(
-    counts_RM: NDArray[np.integer], multiplicity_R: Array, parts: tuple[NDArray[np.intp], ...], *, exact: bool
-) -> Resamples:
-    several = parts if len(parts) > 1 else ()
-    return Resamples(_columns(counts_RM), multiplicity_R, counts_RM.shape[1], exact, several, len(parts))
+    return Resamples(_columns(counts_RM), np.ones(count), n, False, block_M)
 
 
 def constant_share(sizes: Sequence[int]) -> float:
@@ -274,14 +265,14 @@ def intervals(
     first = 1 + plan.jackknife
     tails = np.array([0.5 - level / 2.0, 0.5 + level / 2.0])
     share, degenerate = below(value_SC, plan, estimate).T
-    units = plan.units(len(estimate), basis)
-    z_of = {"bca": ndtri(tails), "bca-t": stdtrit(units.freedom_S[:, None], tails)}
+    used_SU, freedom_S = plan.units(len(estimate), basis)
+    z_of = {"bca": ndtri(tails), "bca-t": stdtrit(freedom_S[:, None], tails)}
     prob = {}  # of the quantiles that are the ends of each kind
     if {"percentile", "basic"} & set(kinds):
         prob["percentile"] = np.tile(tails, (len(estimate), 1))
     with np.errstate(all="ignore"):
         z0 = ndtri(share)[:, None]
-        a = acceleration(units.known(value_SC[:, 1:first]))[:, None]
+        a = acceleration(np.where(used_SU, value_SC[:, 1:first], np.nan))[:, None]
         for kind in (kind for kind in z_of if kind in kinds):
             z = z0 + z_of[kind]
             prob[kind] = np.where(np.isfinite(z0), ndtr(z0 + z / (1.0 - a * z)), np.nan)
@@ -317,7 +308,7 @@ def acceleration(jackknife_SM: Array) -> Array:
     return np.where((spread > 1e-24 * np.maximum(scale, 1e-300) ** 2) & np.isfinite(a), a, 0.0)
 
 
-def fisher(r: Array, n: Array | int, level: float = 0.95) -> Array:
+def fisher(r: Array, n: NDArray[Any] | int, level: float = 0.95) -> Array:
     """Fisher's z interval for Pearson's r, (..., 2): tanh(atanh r +- z / sqrt(n - 3)); NaN for n < 4."""
     from scipy.special import ndtri
 
@@ -337,20 +328,20 @@ def jackknife_t(value_SC: Array, plan: Resamples, level: float = 0.95, basis: Ba
     """
     from scipy.special import stdtrit
 
-    units = plan.units(len(value_SC), basis)
-    half = stdtrit(units.freedom_S, 0.5 + level / 2.0) * jackknife_error(value_SC, plan, basis)
+    _, freedom_S = plan.units(len(value_SC), basis)
+    half = stdtrit(freedom_S, 0.5 + level / 2.0) * jackknife_error(value_SC, plan, basis)
     return value_SC[:, :1] + half[:, None] * np.array([-1.0, 1.0])
 
 
 def jackknife_error(value_SC: Array, plan: Resamples, basis: Basis | None = None) -> Array:
     """The jackknife's standard errors (S,): see `jackknife_t`."""
-    used_SU = plan.units(len(value_SC), basis).used_SU
+    used_SU, _ = plan.units(len(value_SC), basis)
     left_out = np.where(used_SU, value_SC[:, 1 : 1 + plan.jackknife], 0.0)
     with np.errstate(invalid="ignore"):  # infinite without some unit, or no unit
         mean = left_out.sum(axis=1, keepdims=True) / used_SU.sum(axis=1, keepdims=True)
         squared = np.where(used_SU, (left_out - mean) ** 2, 0.0)
     variance = np.zeros(len(value_SC))
-    for unit in plan.parts or [slice(None)]:
+    for unit in plan.parts:
         m = np.maximum(used_SU[:, unit].sum(axis=1), 1)
         variance += (m - 1) / m * squared[:, unit].sum(axis=1)
     return np.sqrt(variance)

@@ -18,7 +18,19 @@ from evalengine.analysis.bootstrap import resamples
 from evalengine.analysis.claims import CAUTION, Claim
 from evalengine.analysis.contrasts import contrast_group
 from evalengine.analysis.figure import Curves, File, Folded, Heading, Part, Table
-from evalengine.analysis.groups import ALL, SCALE, STAGE, Array, Group, Label, Mask, Note, Statistic
+from evalengine.analysis.groups import (
+    ALL,
+    NO_NOTE,
+    SCALE,
+    STAGE,
+    Array,
+    Group,
+    Label,
+    Mask,
+    Note,
+    Statistic,
+    mean_over_mixtures,
+)
 from evalengine.analysis.inverting import inverted
 from evalengine.analysis.items import names
 from evalengine.analysis.panel import Panel
@@ -29,6 +41,7 @@ from evalengine.analysis.tables import Row, rows_of
 
 WORDS = {"ece": "ECE, debiased", "ece_plugin": "ECE, plug-in", "brier": "Brier", "nll": "NLL"}
 WORDS |= {"accuracy": "accuracy", "confidence": "confidence"}
+NONE = ("no mixture has a value", "no mixture has 30 items with a confidence")  # means, debiased ECE
 OVER = {"raw": "the raw log-likelihoods", "own": "the score that picks"}
 
 
@@ -56,8 +69,10 @@ def means(panel: Panel, quantity: str, value_STMB: Array, weight_MC: Array) -> G
     found, of_stages = {}, {}
     later = [label._replace(minus=before) for label in labels[1::2]]
     for scale, x_LM in zip(panel.scales, x_SLM, strict=True):
-        each = zip(labels, *_mean(x_LM, weight_MC, square), strict=True)
-        found[scale] = [Statistic(*one) for one in each]
+        found[scale] = [
+            Statistic(label, mean_C, known_M, NO_NOTE if known_M.any() else Note.undefined(NONE[square]))
+            for label, mean_C, known_M in zip(labels, *_mean(x_LM, weight_MC, square), strict=True)
+        ]
         of_stages[scale] = _differences(later, x_LM[1::2], x_LM[::2], weight_MC, square, "stages")
     how = {"interval": "jackknife", "contrast_interval": "jackknife"}
     group = Group.of("mean", quantity, found, range_of=always(of_quantity(quantity)), **how)
@@ -71,13 +86,8 @@ def means(panel: Panel, quantity: str, value_STMB: Array, weight_MC: Array) -> G
 
 def _mean(x_LM: Array, weight_MC: Array, square: bool) -> tuple[Array, Mask]:
     """(L, C) means over the mixtures with a value, or roots of the mean signed squares, and (L, M) which those are."""
-    x_LM = np.sign(x_LM) * x_LM**2 if square else x_LM
-    known = np.isfinite(x_LM)
-    masks, of_L = np.unique(known, axis=0, return_inverse=True)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        total_LC = (masks.astype(np.float64) @ weight_MC)[of_L.ravel()]
-        mean_LC = (np.where(known, x_LM, 0.0) @ weight_MC) / total_LC
-    return np.sign(mean_LC) * np.sqrt(np.abs(mean_LC)) if square else mean_LC, known
+    mean_LC = mean_over_mixtures(np.sign(x_LM) * x_LM**2 if square else x_LM, weight_MC)
+    return np.sign(mean_LC) * np.sqrt(np.abs(mean_LC)) if square else mean_LC, np.isfinite(x_LM)
 
 
 def _differences(
@@ -89,7 +99,11 @@ def _differences(
         _mean(np.where(common, side, np.nan), weight_MC, square) for side in (minuend_LM, subtrahend_LM)
     )
     notes = [
-        Note.partial(f"over the {n} mixtures that have a value at both {sides}") if n < most else Note()
+        Note.undefined(f"no mixture has a value at both {sides}")
+        if not n
+        else Note.partial(f"over the {n} mixtures that have a value at both {sides}")
+        if n < most
+        else NO_NOTE
         for n, most in zip(common.sum(axis=1), (known[0] | known[1]).sum(axis=1), strict=True)
     ]
     each = zip(labels, minuend_LC - subtrahend_LC, common, notes, strict=True)

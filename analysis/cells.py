@@ -44,6 +44,21 @@ def category_key(category: str) -> tuple[int, str]:
     return (CATEGORY_ORDER.index(category) if category in CATEGORY_ORDER else len(CATEGORY_ORDER), category)
 
 
+def categories_of(cells: Iterable[Cell]) -> dict[str, str]:
+    """Each benchmark's category. Raises UserError where it has two, and as `refuse_all`."""
+    found: dict[str, Cell] = {}
+    for cell in cells:
+        first = found.setdefault(cell.benchmark, cell)
+        if cell.category != first.category:
+            raise UserError(
+                f"{cell.benchmark} is in category '{first.category}' ({first.checkpoint}) and '{cell.category}' "
+                f"({cell.checkpoint}): give it one, such as by `evalengine import --category '{cell.benchmark}={first.category}'`"
+            )
+    categories = {benchmark: cell.category or "Other" for benchmark, cell in found.items()}
+    refuse_all(categories)
+    return categories
+
+
 def refuse_all(categories: Mapping[str, str]) -> None:
     """Raises UserError where a benchmark's category (by benchmark) has the name of the mean over all benchmarks."""
     if taken := [benchmark for benchmark, category in categories.items() if category == ALL]:

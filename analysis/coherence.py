@@ -20,8 +20,8 @@ from evalengine.analysis.contrasts import contrast_group, stage_contrast
 from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, numbers
 from evalengine.analysis.groups import (
     BENCHMARK,
+    NO_NOTE,
     STAGE,
-    Array,
     Data,
     Group,
     Label,
@@ -30,7 +30,6 @@ from evalengine.analysis.groups import (
     Pairs,
     Statistic,
     group_of_means,
-    mean_of_known,
 )
 from evalengine.analysis.items import names
 from evalengine.analysis.panel import Panel
@@ -102,29 +101,26 @@ def benchmark_coherence(of: Group, panel: Panel) -> Group:
     contrasts = [stage_contrast(group, before, after, panel.stages[0])]
     several = [s for s, k in enumerate(whole) if len(every[k]) > len(members[s])]
     if several:
+        others = [[p for p in every[whole[s]] if p not in set(members[s])] for s in several]
+        theirs = {scale: found._replace(members=others) for scale, found in of.means.items()}
+        rest = _means("benchmark_coherence", of.quantity, [labels[s] for s in several], theirs)
         found: dict[str, list[Statistic]] = {}
-        for scale, pairs_of in of.means.items():
+        for scale in of.means:
             found[scale] = []
-            for s in several:
-                rest_C = _rest(pairs_of, every[whole[s]], members[s])
+            for s, rest_C, of_rest in zip(several, rest.values[scale], rest.notes[scale], strict=True):
                 label, value_C = labels[s]._replace(minus=OTHERS), group.values[scale][s] - rest_C
-                parts = group.basis(scale).chosen([s]).joined(of.basis(scale).chosen([whole[s]]))
-                found[scale].append(Statistic.of_parts(label, value_C, parts, group.notes[scale][s]))
+                parts = group.basis[scale].chosen([s]).joined(of.basis[scale].chosen([whole[s]]))
+                said = of_rest.text and Note.partial(f"the others {of_rest.text}")
+                note = group.notes[scale][s].also(said or NO_NOTE)
+                found[scale].append(Statistic.of_parts(label, value_C, parts, note))
         contrasts.append(contrast_group(group, BENCHMARK, found))
     return replace(group, contrasts=tuple(contrasts))
-
-
-def _rest(means: Means, every: Sequence[int], without: Sequence[int]) -> Array:
-    """(C,): the mean over the pairs that do not hold the benchmark."""
-    left = set(without)
-    value_PC = means.value_PC[[p for p in every if p not in left]]
-    return mean_of_known(value_PC[np.isfinite(value_PC[:, 0])])
 
 
 def _means(protocol: str, quantity: str, labels: list[Label], means: dict[str, Means]) -> Group:
     """A group of means over pairs; what has no r in the sample is left out and said so."""
 
-    def said(label: Label, every: Sequence[int], lost: Sequence[int]) -> Note:
+    def said(scale: str, label: Label, every: Sequence[int], lost: Sequence[int]) -> Note:
         if not every:
             return Note.undefined(f"{label.category} has one benchmark, so no pairs")
         return Note.partial(f"without {len(lost)} of the pairs (no r)") if lost else Note()

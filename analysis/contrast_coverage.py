@@ -22,7 +22,7 @@ from evalengine.analysis.alignment import WITHIN, alignment
 from evalengine.analysis.bootstrap import Array, draw_resamples, intervals
 from evalengine.analysis.coherence import benchmark_coherence, coherence
 from evalengine.analysis.contrasts import category_contrasts
-from evalengine.analysis.coverage import at_least, panel_of
+from evalengine.analysis.coverage import at_least, heading, line, panel_of
 from evalengine.analysis.groups import BENCHMARK, QUANTITY, STAGE, Group
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.shares import THRESHOLDS, benchmark_shares
@@ -159,8 +159,7 @@ def main() -> None:
     if unknown := set(args.designs.split(",")) - set(DESIGNS):
         parser.error(f"--designs {','.join(sorted(unknown))}: choose from {', '.join(DESIGNS)}")
     plan = draw_resamples(args.mixtures, RESAMPLES, 0)
-    print("| statistic | studies | data | " + " | ".join(KINDS) + " |")
-    print("|---" * (3 + len(KINDS)) + "|")
+    heading("statistic", "studies", "data", *KINDS)
     for heavy in (False, True):
         for name, design in ((name, DESIGNS[name]) for name in args.designs.split(",")):
             truth = truths(design, heavy)
@@ -186,10 +185,9 @@ def main() -> None:
                             bounds[f"share {side} {at:g}"].append(row.low <= share <= row.high)
             kind = "heavy-tailed" if heavy else "normal"
             for what, hits in covered.items():
-                cells = " | ".join(f"{x:.3f}" for x in np.mean(hits, axis=0))
-                print(f"| {what} | {name} | {kind} | {cells} |", flush=True)
+                line(what, name, kind, *(f"{x:.3f}" for x in np.mean(hits, axis=0)))
             for what, held in bounds.items():
-                print(f"| {what} | {name} | {kind} | {np.mean(held):.3f} (closed testing) |||", flush=True)
+                line(what, name, kind, f"{np.mean(held):.3f} (closed testing)", *[""] * (len(KINDS) - 1))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import numpy as np
 
 from evalengine.analysis.groups import (
     CATEGORY,
+    NO_NOTE,
     SCALE,
     STAGE,
     Group,
@@ -24,8 +25,8 @@ from evalengine.analysis.groups import (
     Means,
     Note,
     Statistic,
-    mean_of_known,
 )
+from evalengine.analysis.items import mean_of_known
 from evalengine.analysis.ranges import of_difference
 
 
@@ -54,7 +55,7 @@ def category_contrasts(means: Group) -> tuple[Group, ...]:
         for i, j in pairs:
             texts = [(means.labels[s].category, means.notes[scale][s].text) for s in (i, j)]
             text = "; ".join(f"{category} {text}" for category, text in texts if text)
-            label, parts = means.labels[i]._replace(minus=means.labels[j].category), means.basis(scale)
+            label, parts = means.labels[i]._replace(minus=means.labels[j].category), means.basis[scale]
             note = Note.partial(text) if text else Note()
             value_C = value_SC[i] - value_SC[j]
             found[scale].append(Statistic.of_parts(label, value_C, parts.chosen([i, j]), note))
@@ -79,10 +80,10 @@ def differences(
     (ours, scale), (theirs, other) = minuend, subtrahend
     if ours.means:
         return differences_of_means(labels, ours.means[scale], theirs.means[other], where)
-    value_SC, n_S = ours.values[scale] - theirs.values[other], np.minimum(ours.n[scale], theirs.n[other])
-    used_SM = ours.used[scale] | theirs.used[other]
-    each = zip(labels, value_SC, used_SM, n_S.tolist(), strict=True)
-    return [Statistic(label, value_C, used_M, fewest=n) for label, value_C, used_M, n in each]
+    value_SC, mine, its = ours.values[scale] - theirs.values[other], ours.basis[scale], theirs.basis[other]
+    used_SM, n_S = mine.used_SM | its.used_SM, np.minimum(mine.n_S, its.n_S)
+    notes = [NO_NOTE if np.isfinite(x) else Note.undefined("no value of one of them") for x in value_SC[:, 0]]
+    return list(map(Statistic, labels, value_SC, used_SM, notes, n_S.tolist()))
 
 
 def differences_of_means(
@@ -100,7 +101,7 @@ def differences_of_means(
         ]
         common = [(p, q) for p, q, both in zip(ours, theirs, map(all, known), strict=True) if both]
         i, j = ([pair[side] for pair in common] for side in (0, 1))
-        note, value_C = Note(), mean_of_known(first[i]) - mean_of_known(second[j])
+        note, value_C = Note(), mean_of_known(first[i], 0) - mean_of_known(second[j], 0)
         if not common:
             note = Note.undefined(f"none of them has a value {where}")
         elif len(common) < sum(map(any, known)):

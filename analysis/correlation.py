@@ -31,7 +31,8 @@ from evalengine.analysis.threads import spread
 Array = NDArray[np.float64]
 BlockNumbers = NDArray[np.int64]  # (M,), the number of each mixture's block
 STATISTICS = ("pearson", "spearman", "kendall")
-EXACT_PERMUTATIONS = math.factorial(9)  # orders up to which all are walked
+EXACT_MIXTURES = 9  # up to whose number of orders all are walked
+EXACT_PERMUTATIONS = math.factorial(EXACT_MIXTURES)
 SAMPLED = 100_000  # and how many seeded ones, where there are more
 TINY = 1e-12  # variance of standardised data below which a resample counts as constant
 COLUMN_BYTES = 32 << 20  # of data that differ by column, at once
@@ -188,6 +189,11 @@ def members_of(block_M: BlockNumbers) -> list[NDArray[np.intp]]:
     return [np.flatnonzero(block_M == g) for g in np.unique(block_M)]
 
 
+def parts_of(M: int, block_M: BlockNumbers | None) -> list[NDArray[np.intp]]:
+    """The mixtures of each block; all M in one where there are no blocks."""
+    return [np.arange(M)] if block_M is None else members_of(block_M)
+
+
 def degrees_of_freedom(known_PM: NDArray[np.bool_], block_M: BlockNumbers | None) -> NDArray[np.int64]:
     """Mixtures less blocks that hold any of them (all in one where there are no blocks), (P,)."""
     if block_M is None:
@@ -299,8 +305,7 @@ def permutation_p(
     usable = np.isfinite(a_SMM).all(axis=(1, 2))
     p_S = np.full(len(a_SMM), np.nan)
     a_MMS = np.ascontiguousarray(a_SMM[usable].transpose(1, 2, 0))
-    sizes = block_sizes(M, block_M)
-    orders_MN = _orders(_blocks(M, block_M), seed, count)
+    orders_MN, exact = orders_within(_blocks(M, block_M), seed, count)
     # Orders of equal |t| in exact arithmetic, as with tied values, count as equal.
     slack_S = 1e-12 * M * np.abs(a_MMS).max(axis=(0, 1))
     N = orders_MN.shape[1]
@@ -308,7 +313,7 @@ def permutation_p(
     spread(permutation_hits, len(hits_KS), a_MMS, orders_MN, np.abs(np.trace(a_MMS)) - slack_S, hits_KS)
     hits_S = hits_KS.sum(axis=0)
     # Among drawn orders the observed one counts as one of them (Davison & Hinkley 1997, eq. 4.11).
-    p_S[usable] = hits_S / N if all_orders(sizes) else (1.0 + hits_S) / (N + 1)
+    p_S[usable] = hits_S / N if exact else (1.0 + hits_S) / (N + 1)
     return p_S
 
 
@@ -355,8 +360,9 @@ def _permuted_tau_p(
     i, j = i[alike], j[alike]
     sign_x_BP, sign_y_BMM = (np.sign((v[:, :, None] - v[:, None, :]).round(12)) for v in (x_BM, y_BM))
     sign_x_BP = sign_x_BP[:, i, j]
-    orders_KM = _orders(blocks, seed, sampled_orders(block_sizes(M, block_M), "kendall")).T
-    if not all_orders(block_sizes(M, block_M)):  # the observed order counts as one of them
+    orders_MN, exact = orders_within(blocks, seed, sampled_orders(block_sizes(M, block_M), "kendall"))
+    orders_KM = orders_MN.T
+    if not exact:  # the observed order counts as one of them
         orders_KM = np.concatenate([np.arange(M)[None], orders_KM])
     with np.errstate(invalid="ignore", divide="ignore"):
         scale_B = 1.0 / np.sqrt((sign_x_BP**2).sum(axis=1) * (sign_y_BMM[:, i, j] ** 2).sum(axis=1))
@@ -369,18 +375,18 @@ def _permuted_tau_p(
         )
         mean_KS = np.stack([np.abs(tau_KB[:, list(index)].mean(axis=1)) for index in members], axis=1)
         if start == 0:
-            goal_S = mean_KS[0] * (1.0 - 1e-12)
+            goal_S = mean_KS[0] - 1e-12  # a mean of 0 but for rounding is as small as any
         hits_S += (mean_KS >= goal_S).sum(axis=0)
     return np.where(np.isfinite(goal_S), hits_S / len(orders_KM), np.nan)
 
 
-def _blocks(M: int, block_M: BlockNumbers | None) -> tuple[int, ...]:
-    return (0,) * M if block_M is None else tuple(block_M.tolist())
+def _blocks(M: int, block_M: BlockNumbers | None) -> BlockNumbers:
+    return np.zeros(M, dtype=np.int64) if block_M is None else block_M
 
 
 def block_sizes(M: int, block_M: BlockNumbers | None) -> list[int]:
     """How many of M mixtures are in each block; all of them where there are no blocks."""
-    return [M] if block_M is None else [len(at_M) for at_M in members_of(block_M)]
+    return list(map(len, parts_of(M, block_M)))
 
 
 def orders(sizes: Sequence[int]) -> int:
@@ -402,18 +408,18 @@ def sampled_orders(sizes: Sequence[int], statistic: str) -> int:
 def orders_within(
     block_M: BlockNumbers, seed: int = 0, count: int = SAMPLED
 ) -> tuple[NDArray[np.int16], bool]:
-    """(N, M) orders of the mixtures within blocks, and whether they are all of them, else `count` seeded ones."""
-    sizes = block_sizes(len(block_M), block_M)
-    return _orders(_blocks(len(block_M), block_M), seed, count).T, all_orders(sizes)
+    """(M, N) orders of the mixtures within blocks, one a column, the same for every statistic, and whether they are all, else
+    `count` seeded ones."""
+    return _orders(tuple(block_M.tolist()), seed, count)
 
 
 @functools.lru_cache(maxsize=2)
-def _orders(blocks: tuple[int, ...], seed: int, count: int) -> NDArray[np.int16]:
-    """(M, N) orders of the mixtures within blocks, one a column, the same for every statistic: all, or `count` seeded ones."""
+def _orders(blocks: tuple[int, ...], seed: int, count: int) -> tuple[NDArray[np.int16], bool]:
     parts = members_of(np.array(blocks))
     sizes = list(map(len, parts))
-    orders_MN = np.empty((len(blocks), orders(sizes) if all_orders(sizes) else count), dtype=np.int16)
-    if all_orders(sizes):
+    exact = all_orders(sizes)
+    orders_MN = np.empty((len(blocks), orders(sizes) if exact else count), dtype=np.int16)
+    if exact:
         for at_M, k_N in zip(parts, every_choice([math.factorial(m) for m in sizes]), strict=True):
             m = len(at_M)
             each = itertools.chain.from_iterable(itertools.permutations(range(m)))
@@ -425,7 +431,7 @@ def _orders(blocks: tuple[int, ...], seed: int, count: int) -> NDArray[np.int16]
             for first in range(0, count, 1000):  # NumPy is fastest with int64 in cache
                 place_MN = orders_MN[:, first : first + 1000]
                 place_MN[at_M] = rng.permuted(np.tile(at_M, (place_MN.shape[1], 1)), axis=1).T
-    return orders_MN
+    return orders_MN, exact
 
 
 def every_choice(counts: Sequence[int]) -> NDArray[np.intp]:

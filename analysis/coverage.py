@@ -10,6 +10,7 @@ on Fisher's z, coherence and differences between scales BCa with Student's t.
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -237,33 +238,32 @@ def main() -> None:
         sizes = [at_least(4)(n) for n in args.mixtures.split(",")]
     except argparse.ArgumentTypeError as error:
         parser.error(f"--mixtures {args.mixtures}: {error}")
-    print("| statistic | data | n | truth | " + " | ".join(KINDS) + " |")
-    print("|---" * (4 + len(KINDS)) + "|")
+    heading("statistic", "data", "n", "truth", *KINDS)
     for n in sizes:
         for row in cells(args.draws, n):
-            found = (
-                f"{c:.3f} ({w:.2f})" if c == c else "-" for c, w in zip(row.covered, row.width, strict=True)
-            )
-            print(
-                f"| {row.statistic} | {row.distribution} | {n} | {row.truth:g} | {' | '.join(found)} |",
-                flush=True,
-            )
+            both = zip(row.covered, row.width, strict=True)
+            found = (f"{share:.3f} ({width:.2f})" if share == share else "-" for share, width in both)
+            line(row.statistic, row.distribution, n, f"{row.truth:g}", *found)
     print(
         f"\nEach cell: share of {args.draws} draws whose nominal 95% interval holds the truth (mean width).\n"
     )
-    print(
-        "| studies of 20 benchmarks, two scales | data | n | any reliable | any scale-dependent | reliable | scale-dependent |"
-    )
-    print("|---" * 7 + "|")
-    for n in sizes:
-        for distribution in DISTRIBUTIONS:
-            for e in studies_of(args.studies, n, distribution):
-                print(
-                    f"| {e.study} | {distribution} | {n} | {e.any_reliable:.3f} | {e.any_scale_dependent:.3f} | "
-                    f"{e.reliable:.2f} | {e.scale_dependent:.2f} |",
-                    flush=True,
-                )
+    counts = "any reliable", "any scale-dependent", "reliable", "scale-dependent"
+    heading("studies of 20 benchmarks, two scales", "data", "n", *counts)
+    for n, distribution in itertools.product(sizes, DISTRIBUTIONS):
+        for e in studies_of(args.studies, n, distribution):
+            any_of = f"{e.any_reliable:.3f}", f"{e.any_scale_dependent:.3f}"
+            line(e.study, distribution, n, *any_of, f"{e.reliable:.2f}", f"{e.scale_dependent:.2f}")
     print(f"\nShares of {args.studies} studies that hold any such verdict; benchmarks so called, a study.")
+
+
+def heading(*columns: str) -> None:
+    """The first two lines of a table in Markdown."""
+    line(*columns)
+    print("|---" * len(columns) + "|")
+
+
+def line(*cells: object) -> None:
+    print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 def cells(draws: int, n: int) -> Iterator[Coverage]:

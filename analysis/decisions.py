@@ -9,7 +9,7 @@ regret take the mixtures as they are and resample the items that could have made
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,15 +20,15 @@ from evalengine.analysis.bootstrap import Basis
 from evalengine.analysis.correlation import DECISION, Sample, pair_sums
 from evalengine.analysis.figure import File, Folded, Heading, Part, Table, blocks, pivot, with_benchmarks
 from evalengine.analysis.groups import (
+    NO_NOTE,
     Array,
     Data,
     Group,
     Label,
     Means,
     Note,
-    Statistic,
+    group_of_means,
     mean_name,
-    mean_of_known,
 )
 from evalengine.analysis.item_bootstrap import item_data
 from evalengine.analysis.protocol import Protocol, Study
@@ -64,37 +64,23 @@ def _decide(
     panel = data.panel
     B, members = len(panel.benchmarks), panel.with_all()
     every = [[i] for i in range(2 * B)]  # of each benchmark and measure
-    every += [[2 * b + m for b in index] for index in members.values() for m in range(len(measures))]
-    found: dict[str, list[Statistic]] = {}
+    every += [[2 * b + m for b in index] for index in members.values() for m in range(2)]
     means = {}
-    of_scale = {
-        scale: _of_benchmarks(data.sample(quantity, scale), B, quantity == "loss", measure)
-        for scale in panel.scales
-    }
-    of_mean = {
-        category: mean_name(
-            {int(np.isfinite(value_B2C[index, 0, 0]).sum()) for value_B2C, _ in of_scale.values()}, len(index)
-        )
-        for category, index in members.items()
-    }
-    for scale, (value_B2C, basis) in of_scale.items():
-        found[scale] = []
-        why_B = []
-        for b, (used_M, n) in enumerate(zip(*basis, strict=True)):
-            why = "fewer than 4 mixtures" if n < 4 else ties
-            why_B.append(Note() if np.isfinite(value_B2C[b, 0, 0]) else Note.undefined(why))
-            for name, value_C in zip(measures, value_B2C[b], strict=True):
-                label = Label(panel.categories[b], panel.benchmarks[b], name)
-                found[scale].append(Statistic(label, value_C, used_M, why_B[b]))
-        for category, index in members.items():
-            used = [b for b in index if not why_B[b].kind]
-            note = Note.without([f"{panel.benchmarks[b]} ({why_B[b].text})" for b in index if b not in used])
-            for m, name in enumerate(measures):
-                label, mean_C = Label(category, of_mean[category], name), mean_of_known(value_B2C[used, m])
-                found[scale].append(Statistic.of_parts(label, mean_C, basis.chosen(used), note))
-        of_measures = basis.chosen(np.repeat(np.arange(B), len(measures)))
-        means[scale] = Means(value_B2C.reshape(2 * B, -1), of_measures, every)
-    return Group.of("decision", quantity, found, means=means, range_of=_range_of)
+    for scale in panel.scales:
+        value_B2C, basis = _of_benchmarks(data.sample(quantity, scale), B, quantity == "loss", measure)
+        means[scale] = Means(value_B2C.reshape(2 * B, -1), basis.chosen(np.repeat(np.arange(B), 2)), every)
+    about = list(zip(panel.categories, panel.benchmarks, strict=True))
+    first = [of.value_PC[::2] for of in means.values()]  # of the two measures, which exist together
+    about += [(category, mean_name(first, index)) for category, index in members.items()]
+    labels = [Label(category, name, measured) for category, name in about for measured in measures]
+
+    def said(scale: str, label: Label, index: Sequence[int], lost: Sequence[int]) -> Note:
+        why = ["fewer than 4 mixtures" if means[scale].basis.n_S[k] < 4 else ties for k in lost]
+        if label.name in panel.benchmarks:
+            return Note.undefined(why[0]) if lost else NO_NOTE
+        return Note.without([f"{panel.benchmarks[k // 2]} ({of})" for k, of in zip(lost, why, strict=True)])
+
+    return group_of_means("decision", quantity, labels, means, said, range_of=_range_of)
 
 
 def _range_of(label: Label) -> Range:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -21,22 +21,22 @@ from evalengine.analysis.alignment import over_benchmarks
 from evalengine.analysis.correlation import (
     BlockNumbers,
     benjamini_hochberg,
-    correlate,
-    degrees_of_freedom,
     orders_within,
     residuals,
 )
-from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, Table
-from evalengine.analysis.groups import OFTEN_UNDEFINED, Data, Group, Label, Note, Statistic, means_of
+from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, Table, by
+from evalengine.analysis.groups import NO_NOTE, Data, Group, Label, Note, means_of
+from evalengine.analysis.items import names
 from evalengine.analysis.mixtures import Mixtures
 from evalengine.analysis.panel import Array, Panel
 from evalengine.analysis.protocol import Protocol, Study
-from evalengine.analysis.ranges import CORRELATION, always, difference, of_quantity
+from evalengine.analysis.ranges import CORRELATION, difference, of_quantity
 from evalengine.analysis.results import Results, p_value
 from evalengine.analysis.tables import Row, plain_row
 
 CODE = "code share"
 R_ALIGN = "r_align"
+TOGETHER = "the mixtures with a value do not tell these web sources from the code shares"
 
 
 class Variables(NamedTuple):
@@ -79,14 +79,6 @@ def variables(data: Data, quantity: str, scale: str) -> Variables:
     return Variables(np.array(found).reshape(len(found), *accuracy.shape[1:]), names)
 
 
-def with_means(found: Variables, members: Mapping[str, list[int]]) -> Variables:
-    """The same with the mean of every category's benchmarks, and of all: of mixtures that have all of them."""
-    halves = np.split(found.x_VMC, 2)
-    joined = [np.concatenate([x, np.stack([x[i].mean(axis=0) for i in members.values()])]) for x in halves]
-    names = [(category, f"mean of {len(index)}") for category, index in members.items()]
-    return Variables(np.concatenate(joined), [*found.names, *names])
-
-
 def share_effects(data: Data, quantity: str, mixtures: Mixtures) -> list[Group]:
     """corr over mixtures of each value with each share, at both stages; and the mean r of a category's benchmarks and of all."""
     panel = data.panel
@@ -101,42 +93,15 @@ def share_effects(data: Data, quantity: str, mixtures: Mixtures) -> list[Group]:
     B, V = len(names), 2 * len(names)
     pairs = np.array([(v, V + k) for k in range(len(shares)) for v in range(V)])
     labels = [Label(*names[v % B], at_stage(panel.stages[v // B], name)) for name in shares for v in range(V)]
-    found: dict[str, list[Statistic]] = {}
+    samples = {}
     for scale in panel.scales:
         sample = data.sample(panel.quantities[0] if quantity == R_ALIGN else quantity, scale)
         x_VMC = variables(data, quantity, scale).x_VMC
         extra = np.stack(list(shares.values()))[:, :, None]
         extra = np.broadcast_to(extra, (len(shares), *x_VMC.shape[1:]))
-        joined = np.concatenate([x_VMC, extra])
-        value_PC = correlate(replace(sample, x_VMC=joined), pairs, data.statistic)
-        defined_P = np.isfinite(value_PC[:, 0])
-        value_PC = data.reportable(value_PC)
-        known = np.isfinite(joined[:, :, 0])
-        known_PM = known[pairs[:, 0]] & known[pairs[:, 1]]
-        few_P = degrees_of_freedom(known_PM, sample.block_M) < 3
-        value_PC[few_P] = np.nan
-        found[scale] = []
-        for p, label in enumerate(labels):
-            note = Note()
-            if np.isnan(value_PC[p, 0]):
-                why = _why_nan(data, quantity, int(known_PM[p].sum()), bool(few_P[p]), bool(defined_P[p]))
-                note = Note.undefined(why)
-            found[scale].append(Statistic(label, value_PC[p], known_PM[p], note))
-    how = {"is_correlation": data.statistic == "pearson", "range_of": always(CORRELATION)}
-    single = Group.of("mixture_effect", quantity, found, **how)
+        samples[quantity, scale] = replace(sample, x_VMC=np.concatenate([x_VMC, extra]))
+    single = replace(data, samples=samples).correlations("mixture_effect", quantity, labels, pairs)
     return [single] if quantity == R_ALIGN else [single, _means(single, panel)]
-
-
-def _why_nan(data: Data, quantity: str, n: int, few: bool, defined: bool) -> str:
-    """The reason why a correlation with a share is not reported."""
-    if n < 4:
-        return "fewer than 4 mixtures have a value"
-    blocks = data.panel.blocks
-    if few and blocks is not None:
-        return f"{n} mixtures have a value, too few to compare within {blocks.factor}"
-    if defined:
-        return f"{n} of {len(data.panel.mixtures)} mixtures have a value: r is {OFTEN_UNDEFINED}"
-    return f"{quantity} hardly varies over the mixtures: no r"
 
 
 def _means(single: Group, panel: Panel) -> Group:
@@ -145,45 +110,62 @@ def _means(single: Group, panel: Panel) -> Group:
     others = list(dict.fromkeys(label.other for label in single.labels))
     labels = [Label(c, f"mean of {len(index)}", other) for other in others for c, index in members.items()]
     every = [[k * B + b for b in index] for k in range(len(others)) for index in members.values()]
-    return means_of(single, "category_effect", labels, every, len(panel.mixtures))
+    return means_of(single, "category_effect", labels, every)
 
 
 def web_source_differences(data: Data, quantity: str, mixtures: Mixtures, level: float) -> list[Row]:
     """Differences between web sources in a benchmark's value, a category's mean and the mean of all, in their own unit, with
-    t intervals.
+    t intervals; where one cannot be had its row says why.
 
-    Model: value = web source + code share (as a factor) + error, least squares over mixtures. In a balanced factorial
-    the difference is the plain difference of means; the error has n - sources - proportions + 1 degrees of freedom.
+    Model: value = web source + code share (as a factor) + error, least squares over the mixtures that have the value. In a
+    balanced factorial the difference is the plain difference of means; the error has n - sources - proportions + 1 degrees of
+    freedom.
     """
     panel = data.panel
     if not mixtures.web_source or any(m not in mixtures.web_source for m in panel.mixtures):
         return []
-    source = [mixtures.web_source[m] for m in panel.mixtures]
-    levels = list(dict.fromkeys(source))
+    source_M = np.array([mixtures.web_source[m] for m in panel.mixtures])
     code = mixtures.shares.get(CODE, {})
+    code_M = np.array([f"{code.get(m, 0.0):.6f}" for m in panel.mixtures])
+    levels, shares = (list(dict.fromkeys(of_M.tolist())) for of_M in (source_M, code_M))
+    # A column for each web source, then for each share but the first; no intercept.
+    columns = [*(source_M == source for source in levels), *(code_M == share for share in shares[1:])]
+    design = np.stack(columns, axis=1).astype(np.float64)
     within = difference(CORRELATION if quantity == R_ALIGN else of_quantity(quantity))
-    design = _design(source, levels, [f"{code.get(m, 0.0):.6f}" for m in panel.mixtures])
+    if np.linalg.matrix_rank(design) >= len(design):  # there is no error to judge a difference by
+        return []
     rows = []
     for scale, stage, (category, name), y in _values(data, quantity):
         keep = np.isfinite(y)
-        if {source[m] for m in np.flatnonzero(keep)} != set(levels):
-            continue
-        for i, j, estimate, half, freedom in _contrasts(design[keep], y[keep], len(levels), level):
+        n = int(keep.sum())
+        freedom = n - int(np.linalg.matrix_rank(design[keep])) if n else 0
+        found = _contrasts(design[keep], y[keep], len(levels), level, freedom)
+        for i, j in itertools.combinations(range(len(levels)), 2):
             label = Label(category, name, at_stage(stage, f"{levels[j]} - {levels[i]}"))
-            three = estimate, *np.clip([estimate - half, estimate + half], *within)
-            note = Note(text=f"t interval, {freedom} degrees of freedom")
-            rows.append(plain_row("web_source", quantity, scale, label, three, int(keep.sum()), note))
+            if (i, j) in found:
+                estimate, half = found[i, j]
+                three = estimate, *np.clip([estimate - half, estimate + half], *within)
+                note = Note(text=f"t interval, {freedom} degrees of freedom")
+            else:
+                lacking = [source for source in (levels[i], levels[j]) if source not in source_M[keep]]
+                why = "too few mixtures have a value" if freedom < 1 else TOGETHER
+                why = f"no mixture of {' or '.join(lacking)} has a value" if lacking else why
+                three, note = (math.nan,), Note.undefined(why)
+            rows.append(plain_row("web_source", quantity, scale, label, three, n, note))
     return rows
 
 
 def _values(data: Data, quantity: str) -> Iterator[tuple[str, str, tuple[str, str], Array]]:
-    """Scale, stage, category and name of every variable and mean, with its values over mixtures."""
-    for scale, (t, stage) in itertools.product(data.panel.scales, enumerate(data.panel.stages)):
+    """Scale, stage, category and name of every variable and mean (of a category's benchmarks, of all), its values over mixtures;
+    a mean is of the mixtures that have all of its benchmarks."""
+    panel = data.panel
+    for scale, (t, stage) in itertools.product(panel.scales, enumerate(panel.stages)):
         found = variables(data, quantity, scale)
-        if found.names and quantity != R_ALIGN:
-            found = with_means(found, data.panel.with_all())
-        for v, name in enumerate(found.names):
-            yield scale, stage, name, found.x_VMC[t * len(found.names) + v, :, 0]
+        x_VM = np.split(found.x_VMC[:, :, 0], 2)[t]
+        for name, x_M in zip(found.names, x_VM, strict=True):
+            yield scale, stage, name, x_M
+        for category, index in panel.with_all().items() if quantity != R_ALIGN else ():
+            yield scale, stage, (category, f"mean of {len(index)}"), x_VM[index].mean(axis=0)
 
 
 def departures(data: Data, quantity: str, mixtures: Mixtures, seed: int) -> list[Row]:
@@ -201,21 +183,31 @@ def departures(data: Data, quantity: str, mixtures: Mixtures, seed: int) -> list
     code = mixtures.shares.get(CODE, {})
     share_M = np.array([round(code.get(m, math.nan), 6) for m in panel.mixtures])
     web = mixtures.web_source
-    block_M = np.zeros(len(panel.mixtures), dtype=np.int64)
-    if all(m in web for m in panel.mixtures):
-        block_M = np.unique([web[m] for m in panel.mixtures], return_inverse=True)[1].astype(np.int64)
+    source_M = [web[m] if all(n in web for n in panel.mixtures) else "" for m in panel.mixtures]
+    block_M = np.unique(source_M, return_inverse=True)[1].astype(np.int64)
+    if not _enough_levels(share_M[np.isfinite(share_M)]):
+        return []
     rows: list[Row] = []
     for (scale, stage), of in itertools.groupby(_values(data, quantity), key=lambda value: value[:2]):
         found = []
         for _, _, name, y_M in of:
             keep = np.isfinite(y_M) & np.isfinite(share_M)
             estimate, p = departure(y_M[keep], share_M[keep], block_M[keep], seed)
-            label = Label(*name, at_stage(stage, CODE))
-            found.append(plain_row("departure", quantity, scale, label, [estimate], int(keep.sum()), p=p))
+            label, note = Label(*name, at_stage(stage, CODE)), NO_NOTE
+            if math.isnan(estimate):
+                note = Note.undefined("a level of the share has fewer than two mixtures with a value")
+            found.append(
+                plain_row("departure", quantity, scale, label, [estimate], int(keep.sum()), note, p=p)
+            )
         q = benjamini_hochberg(np.array([row.p for row in found]))
-        with_q = (row._replace(q=float(one)) for row, one in zip(found, q, strict=True))
-        rows += [row for row in with_q if math.isfinite(row.estimate)]
+        rows += [row._replace(q=float(one)) for row, one in zip(found, q, strict=True)]
     return rows
+
+
+def _enough_levels(share_M: Array) -> bool:
+    """Whether the mixtures have three levels of a share or more, each in two of them or more."""
+    counts_K = np.unique(share_M, return_counts=True)[1]
+    return len(counts_K) >= 3 and bool(counts_K.min() >= 2)
 
 
 def departure(y_M: Array, share_M: Array, block_M: BlockNumbers, seed: int = 0) -> tuple[float, float]:
@@ -223,18 +215,17 @@ def departure(y_M: Array, share_M: Array, block_M: BlockNumbers, seed: int = 0) 
 
     NaN with fewer than 3 levels of the share, or a level with fewer than 2 mixtures.
     """
-    levels, level_M = np.unique(share_M, return_inverse=True)
-    counts_K = np.bincount(level_M, minlength=len(levels))
-    if len(levels) < 3 or counts_K.min() < 2:
+    if not _enough_levels(share_M):
         return math.nan, math.nan
+    levels, level_M = np.unique(share_M, return_inverse=True)
     left_M = residuals(y_M[None], block_M)[0]
     unit = float(y_M.std())
-    order_NM, exact = orders_within(block_M, seed)
-    shuffled_NM = np.concatenate([left_M[None], left_M[order_NM]])
+    order_MN, exact = orders_within(block_M, seed)
+    shuffled_NM = np.concatenate([left_M[None], left_M[order_MN.T]])
     mean_NK = np.stack([shuffled_NM[:, level_M == k].mean(axis=1) for k in range(len(levels))], axis=1)
     departure_N = _departure(mean_NK)
     hits = int((np.abs(departure_N[1:]) >= abs(departure_N[0]) - 1e-12).sum())
-    N = len(order_NM)
+    N = order_MN.shape[1]
     return unit * float(departure_N[0]), hits / N if exact else (1 + hits) / (1 + N)
 
 
@@ -251,15 +242,15 @@ def _departure(mean_NK: Array) -> Array:
 
 
 def _contrasts(
-    design: Array, y: Array, levels: int, level: float
-) -> Iterator[tuple[int, int, float, float, int]]:
-    """Each pair i < j of the first `levels` coefficients: their difference j - i, its half interval, the freedom. None of a pair
-    whose difference the design does not tell from that of the other columns."""
+    design: Array, y: Array, levels: int, level: float, freedom: int
+) -> dict[tuple[int, int], tuple[float, float]]:
+    """By pair i < j of the first `levels` coefficients, their difference j - i and its half interval; of those whose difference
+    the design tells from that of the other columns; none where there is no freedom."""
     from scipy.special import stdtrit
 
-    freedom = len(y) - int(np.linalg.matrix_rank(design))
+    found: dict[tuple[int, int], tuple[float, float]] = {}
     if freedom < 1:
-        return
+        return found
     inverse = np.linalg.pinv(design)
     coefficient = inverse @ y
     residual = y - design @ coefficient
@@ -271,15 +262,8 @@ def _contrasts(
         if not np.allclose(contrast @ inverse @ design, contrast):  # it is not in the space of the rows
             continue
         variance = float(contrast @ covariance @ contrast)
-        yield i, j, float(contrast @ coefficient), width * math.sqrt(max(variance, 0.0)), freedom
-
-
-def _design(source: Sequence[str], levels: Sequence[str], second: Sequence[str]) -> Array:
-    """Columns: one per web source (no intercept), then the proportions but the first."""
-    others = list(dict.fromkeys(second))[1:]
-    columns = [np.array(source) == level for level in levels]
-    columns += [np.array(second) == other for other in others]
-    return np.stack(columns, axis=1).astype(np.float64)
+        found[i, j] = float(contrast @ coefficient), width * math.sqrt(max(variance, 0.0))
+    return found
 
 
 def at_stage(stage: str, what: str) -> str:
@@ -324,7 +308,7 @@ def _departures(results: Results) -> Iterator[Part]:
             *(f"{row.estimate:+.3f}", p_value(row.p), p_value(row.q)),
         ]
         for row in results.rows("mixture_effects", protocol="departure")
-        if row.name not in results.method["benchmarks"] or row.p < 0.05
+        if row.p < 0.05 or (row.name not in results.method["benchmarks"] and math.isfinite(row.estimate))
     ]
     if not rows:
         return
@@ -339,12 +323,15 @@ def _departures(results: Results) -> Iterator[Part]:
 
 def _web_sources(results: Results, quantity: str, rows: Sequence[Row]) -> Iterator[Part]:
     stage = results.method["stages"][1]
-    web = [r for r in rows if r.other.startswith(at_stage(stage, ""))]
+    mine = [r for r in rows if r.other.startswith(at_stage(stage, ""))]
+    web = [r for r in mine if math.isfinite(r.estimate)]
     if not web:
         return
     largest = math.ceil(100 * max(max(abs(r.low), abs(r.high)) for r in web)) / 100
     differences = _by_other(web)._replace(limit=largest, measure="difference")
-    words = f"{web[0].note}, additive model with the code share."
+    words = f"{'; '.join(dict.fromkeys(r.note for r in web))}; additive model with the code share."
+    for why, without in by([r for r in mine if math.isnan(r.estimate)], lambda row: row.note).items():
+        words += f" Not of {names(dict.fromkeys(_label(r) for r in without))}: {why}."
     yield Folded(f"{_words(quantity)} at {stage}: differences between web sources", [words, differences])
 
 

@@ -25,7 +25,7 @@ def inverted(group: Group, plan: Resamples) -> Tests:
     for part in (part for part in (group, *group.contrasts) if part.contrast):
         for scale, value_SC in part.values.items():
             test = jackknife_p_at_most if part.interval == "jackknife" else p_at_most
-            upper = test(value_SC, plan, basis=part.basis(scale))
+            upper = test(value_SC, plan, basis=part.basis[scale])
             p = 2.0 * np.minimum(upper, 1.0 - upper)
             out[part.contrast, scale] = (p, benjamini_hochberg(p))
     return out
@@ -41,16 +41,17 @@ def p_at_most(value_SC: Array, plan: Resamples, value: float = 0.0, basis: Basis
     from scipy.special import ndtri, stdtr
 
     value_SC = np.ascontiguousarray(value_SC, dtype=np.float64)
-    first, units = 1 + plan.jackknife, plan.units(len(value_SC), basis)
+    left_out_SU = value_SC[:, 1 : 1 + plan.jackknife]
+    used_SU, freedom_S = plan.units(len(value_SC), basis)
     estimate = value_SC[:, 0].copy()
     with np.errstate(all="ignore"):
         share, z0 = (below(value_SC, plan, at)[:, 0] for at in (np.full(len(estimate), value), estimate))
         least = 1.0 / (plan.multiplicity_R.sum() + 1.0)
         farthest, z0 = -ndtri(least), ndtri(z0)
         w = ndtri(share.clip(least, 1.0 - least))
-        slope = 1.0 + acceleration(units.known(value_SC[:, 1:first])) * (w - z0)
+        slope = 1.0 + acceleration(np.where(used_SU, left_out_SU, np.nan)) * (w - z0)
         z = np.where(slope > 0.0, (w - z0) / slope, np.sign(w - z0) * np.inf) - z0
-        p = stdtr(units.freedom_S, z.clip(-farthest, farthest))
+        p = stdtr(freedom_S, z.clip(-farthest, farthest))
     return np.where(np.isfinite(estimate) & np.isfinite(z0), p, np.nan)
 
 
@@ -62,5 +63,5 @@ def jackknife_p_at_most(
 
     with np.errstate(all="ignore"):
         t = (value_SC[:, 0] - value) / jackknife_error(value_SC, plan, basis)
-    freedom_S = plan.units(len(value_SC), basis).freedom_S
+    _, freedom_S = plan.units(len(value_SC), basis)
     return np.asarray(stdtr(freedom_S, -np.where(value_SC[:, 0] == value, 0.0, t)))

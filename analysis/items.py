@@ -35,6 +35,7 @@ MUST_AGREE = {  # metadata that must be one value per benchmark, and what a user
     "fewshot": "numbers of few-shot examples",
     "limit": "limits",
     "data_hash": "data files",
+    "category": "categories",  # which each row names
 }
 # Of imported samples: what must be one value per benchmark and stage. Before and after learning a chat format it may differ.
 PROMPTS = {"chat_format": "chat formats", "system_instruction": "system instructions"}
@@ -66,13 +67,13 @@ class BenchmarkItems(NamedTuple):
     metric: str  # the score that picks the answer
     chance: float  # mean over items of 1 / choices
     checkpoints: tuple[str, ...]  # K names
-    correct_KI: NDArray[np.uint8] | NDArray[np.float32]
+    correct_KI: NDArray[np.uint8] | NDArray[np.float64]
     confidence_KI: NDArray[np.float32]  # of the kind that was asked for
     other_KI: NDArray[np.float32]  # of the other kind; the same array where log-likelihoods pick
     means_KF: NDArray[np.float64]  # over items, of raw log-likelihoods: p_gold, margin, entropy, brier, nll
     unusable_K: NDArray[np.int64]  # items without a finite score
 
-    def scores(self, quantity: str) -> NDArray[np.uint8] | NDArray[np.float32]:
+    def scores(self, quantity: str) -> NDArray[np.number]:
         """(K, I): whose mean over items the accuracy is, the confidence, or the other confidence."""
         if quantity == "accuracy":
             return self.correct_KI
@@ -211,7 +212,7 @@ def scored_tables(
                 " the two kinds of scores apart"
             )
         metadata = {key: raw.get(stored, b"").decode(errors="replace") for key, stored in READ.items()}
-        scored = Scored(checkpoint, metadata)
+        scored = Scored(checkpoint, {**metadata, "category": category_of(table)})
         if checkpoint not in checkpoints:
             scale, mixture, stage = (_first(table, key) for key in ("scale", "mixture", "stage"))
             checkpoints[checkpoint] = Checkpoint(checkpoint, scale, mixture, stage)
@@ -278,7 +279,7 @@ def _reduce(name: str, tables: Sequence[pa.Table], metric: str, confidence: str)
         (raw.pick == gold_I).astype(np.uint8).reshape(K, -1),
         _where(usable_KI, chosen.confidence),
         _where(usable_KI, other.confidence),
-        np.stack([mean_of_scores(_where(usable_KI, field_I)) for field_I in raw[2:]], axis=1),
+        np.stack([mean_of_known(_where(usable_KI, field_I), 1) for field_I in raw[2:]], axis=1),
         (~usable_KI).sum(axis=1),
         gold_I.reshape(K, -1),
     )
@@ -357,7 +358,7 @@ def averaged(items: BenchmarkItems, row_K: NDArray[np.int64]) -> BenchmarkItems:
     same = items.other_KI is items.confidence_KI
     return items._replace(
         checkpoints=tuple(items.checkpoints[k] for k in first),
-        correct_KI=correct.astype(np.float32),
+        correct_KI=correct,
         confidence_KI=confidence_KI,
         other_KI=confidence_KI if same else other.astype(np.float32),
         means_KF=means,
@@ -379,12 +380,12 @@ def mean_by_row(x_K: NDArray[Any], row_K: NDArray[np.int64]) -> NDArray[Any]:
     return mean
 
 
-def mean_of_scores(score_KI: NDArray[np.number]) -> NDArray[np.float64]:
-    """Each checkpoint's mean over the items that have a score, (K,); NaN where none has."""
-    known_KI = np.isfinite(score_KI)
+def mean_of_known(x: NDArray[np.number], axis: int) -> NDArray[np.float64]:
+    """Means along an axis over the values that are finite; NaN where none is."""
+    known = np.isfinite(x)
     with np.errstate(invalid="ignore"):
-        mean_K: NDArray[np.float64] = np.where(known_KI, score_KI, 0).sum(axis=1, dtype=np.float64)
-        return mean_K / known_KI.sum(axis=1)
+        total: NDArray[np.float64] = np.where(known, x, 0).sum(axis=axis, dtype=np.float64)
+        return total / known.sum(axis=axis)
 
 
 def names(items: Iterable[str], most: int = 4) -> str:

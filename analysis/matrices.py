@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
 from evalengine.analysis.cells import CROSS
 from evalengine.analysis.correlation import bounded_ratio
 from evalengine.analysis.figure import File, Folded, Heading, Heatmaps, Intervals, Part, by, file_part
-from evalengine.analysis.groups import ALL, Array, Data, Group, Label, Pairs, Statistic
+from evalengine.analysis.groups import ALL, NO_NOTE, Array, Data, Group, Label, Note, Pairs, Statistic
 from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.ranges import CORRELATION, always
 from evalengine.analysis.results import Results, excludes_zero
@@ -47,6 +46,7 @@ def matrices(data: Data, quantity: str) -> Iterator[Group]:
     upper = np.stack(np.triu_indices(B, 1), axis=-1)
     sums = {scale: np.zeros((6, columns)) for scale in panel.scales}
     n = {scale: len(panel.mixtures) for scale in panel.scales}
+    lost = dict.fromkeys(panel.scales, 0)
     used = {scale: np.zeros(len(panel.mixtures), dtype=bool) for scale in panel.scales}
     for start in range(0, len(upper), step):
         pairs = upper[start : start + step]
@@ -58,14 +58,17 @@ def matrices(data: Data, quantity: str) -> Iterator[Group]:
             x_PC, y_PC = before.values[scale], after.values[scale]
             sums[scale] += _sums_over_rows(x_PC, y_PC)
             known_P = np.isfinite(x_PC[:, 0] + y_PC[:, 0])
+            lost[scale] += int((~known_P).sum())
             for side in (before, after):
-                n[scale] = int(side.n[scale][known_P].min(initial=n[scale]))
-                used[scale] |= side.used[scale][known_P].any(axis=0)
+                behind = side.basis[scale].chosen(known_P)
+                n[scale] = int(behind.n_S.min(initial=n[scale]))
+                used[scale] |= behind.used_SM.any(axis=0)
     label = Label(ALL, f"{len(upper)} pairs", ", ".join(panel.stages))
-    found = {
-        scale: [Statistic(label, _pearson_of_sums(sums[scale]), used[scale], fewest=n[scale])]
-        for scale in panel.scales
-    }
+    found = {}
+    for scale in panel.scales:
+        note = Note.partial(f"without {lost[scale]} of the pairs (no r)") if lost[scale] else NO_NOTE
+        value_C = _pearson_of_sums(sums[scale])
+        found[scale] = [Statistic(label, value_C, used[scale], note, n[scale])]
     # The pairs share benchmarks and mixtures, so they are far from independent: the interval comes from resampling mixtures,
     # and a p-value that takes the pairs for so many observations would be wrong.
     yield Group.of("similarity", quantity, found, range_of=always(CORRELATION))
@@ -74,15 +77,10 @@ def matrices(data: Data, quantity: str) -> Iterator[Group]:
 def _matrix(data: Data, quantity: str, name: str, pairs: Pairs) -> Group:
     panel = data.panel
     B = len(panel.benchmarks)
-    values = {scale: data.correlate(quantity, scale, pairs) for scale in panel.scales}
-    basis = {scale: data.basis(quantity, scale, pairs) for scale in panel.scales}
-    used = {scale: one.used_SM for scale, one in basis.items()}
-    n = {scale: one.n_S for scale, one in basis.items()}
     labels = [
         Label(panel.categories[i % B], panel.benchmarks[i % B], panel.benchmarks[j % B]) for i, j in pairs
     ]
-    how: dict[str, Any] = {"is_correlation": data.statistic == "pearson", "range_of": always(CORRELATION)}
-    return Group(f"matrix_{name}", quantity, labels, values, n, used, **how)
+    return data.correlations(f"matrix_{name}", quantity, labels, pairs)
 
 
 def _sums_over_rows(x_PC: Array, y_PC: Array) -> Array:

@@ -68,7 +68,7 @@ def read_study(where: str) -> Mixtures:
                 f"there is no study file {where}: --study takes a YAML file with `mixtures:` or `blocks:`"
             )
         path = shipped
-    raw: Any = read_yaml(path)
+    raw: Any = read_yaml(path, texts=True)
     try:
         mixtures = {
             str(name): {str(source): float(share) for source, share in parts.items()}

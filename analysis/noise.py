@@ -30,12 +30,12 @@ from evalengine.analysis.correlation import (
     BlockNumbers,
     Sample,
     degrees_of_freedom,
-    members_of,
+    parts_of,
     weighted_sums,
     within,
 )
 from evalengine.analysis.figure import File, Folded, Heading, Part, Table, blocks, pivot
-from evalengine.analysis.groups import ITEM_NOISE, Data, Group, Label, Note, Statistic
+from evalengine.analysis.groups import ITEM_NOISE, NO_NOTE, Data, Group, Label, Note, Statistic, means_over
 from evalengine.analysis.items import names
 from evalengine.analysis.latent import Latent, latent_r, pooled, symmetric
 from evalengine.analysis.panel import Array, Panel
@@ -48,6 +48,7 @@ RELIABILITY = "reliability"  # and the stage
 CEILING = "ceiling"
 WITHOUT_NOISE = "r without noise"
 LIKELIHOOD = "profile likelihood"  # the interval of `latent_r`
+ALIKE = "all mixtures have the same value"
 NOISY = Note(ITEM_NOISE, "the mixtures differ no more than item noise makes them")
 
 
@@ -62,7 +63,7 @@ class ItemNoise(NamedTuple):
 def from_items(x_MI: Array, y_MI: Array, block_M: BlockNumbers | None = None) -> ItemNoise:
     """Mean products of the mixture-by-item residuals (within blocks) over the number of items; shapes (M, I) at each stage."""
     M, items = x_MI.shape
-    parts = [np.arange(M)] if block_M is None else members_of(block_M)
+    parts = parts_of(M, block_M)
     freedom = (M - len(parts)) * (items - 1) * items
 
     def residual(v_MI: Array) -> Array:
@@ -94,6 +95,7 @@ class Measured(NamedTuple):
     covariance_3C: Array  # of the values before, after, and of both
     used_M: NDArray[np.bool_]  # the mixtures that have both
     freedom: int  # how many they are less the means that are taken out: one, or one a block
+    said: Note = NO_NOTE  # where the noise is that of some items alone
 
     @property
     def n(self) -> int:
@@ -118,18 +120,17 @@ def measured(data: Data, quantity: str, scale: str) -> ByBenchmark:
     out: ByBenchmark = {}
     for b in range(B):
         keep = np.asarray(np.isfinite(sample.x_VMC[[b, B + b], :, 0]).all(axis=0))
-        noise = _noise(panel, quantity, s, b, keep)
+        noise, said = _noise(panel, quantity, s, b, keep)
         freedom = int(degrees_of_freedom(keep[None], sample.block_M)[0])
         if freedom < 3:
-            few = "fewer than 4 mixtures" if sample.block_M is None else "too few mixtures"
-            out[b] = Note.undefined(few)
+            out[b] = Note.undefined(data.too_few(keep))
         elif noise is None:
             why = "neither the number of items nor all standard errors are known"
             why = why if quantity == "accuracy" else f"noise of {quantity} takes the items"
             out[b] = Note.undefined(why)
         else:
             found = covariances(replace(sample, x_VMC=sample.x_VMC[[b, B + b]]), keep)
-            out[b] = Measured(noise, found, keep, freedom)
+            out[b] = Measured(noise, found, keep, freedom, said)
     return out
 
 
@@ -155,7 +156,10 @@ def reliability(data: Data, quantity: str, known: Mapping[str, ByBenchmark]) -> 
                 value_3C, used_M, notes = np.full((3, columns), np.nan), np.zeros(M, dtype=bool), [one] * 3
             else:
                 value_3C, used_M = _reliabilities(one), one.used_M
-                notes = [Note(), Note(), NOISY if (value_3C[:2, 0] <= 0).any() else Note()]
+                alike = [Note.undefined(ALIKE) if np.isnan(x) else NO_NOTE for x in value_3C[:2, 0]]
+                of_ceiling = alike[0].also(alike[1]) if any(note.kind for note in alike) else NO_NOTE
+                of_ceiling = NOISY if (value_3C[:2, 0] <= 0).any() else of_ceiling
+                notes = [one.said.also(note) for note in (*alike, of_ceiling)]
             for kind, value_C, note in zip(kinds, value_3C, notes, strict=True):
                 label = Label(panel.categories[b], panel.benchmarks[b], kind)
                 found[scale].append(Statistic(label, value_C, used_M, note))
@@ -177,7 +181,7 @@ def without_noise(study: Study, quantity: str, known: Mapping[str, ByBenchmark])
             if isinstance(found, Note):
                 out.append(plain_row(*at, label, [math.nan], 0, found))
             else:
-                note = NOISY if found.lost_in_noise else Note()
+                note = found.said.also(NOISY if found.lost_in_noise else NO_NOTE)
                 r = latent_of(found, study.options.level)
                 out.append(plain_row(*at, label, r, found.n, note, interval=LIKELIHOOD))
         usable = {
@@ -186,16 +190,18 @@ def without_noise(study: Study, quantity: str, known: Mapping[str, ByBenchmark])
             if isinstance(m, Measured) and min(m.noise.before, m.noise.after) > 0
         }
         means = []
-        for category, index in panel.with_all().items() if usable else ():
-            chosen = [usable[b] for b in index if b in usable]
+        for label, used, note in means_over(panel, usable) if usable else ():
+            chosen = [usable[b] for b in used]
             value_C = np.full(study.plan.weight_MC.shape[1], np.nan)
             if chosen:
                 covariance_B3C = np.array([m.covariance_3C for m in chosen])
                 value_C = pooled(covariance_B3C, np.array([m.noise for m in chosen]))
-            label = Label(category, f"mean of {len(chosen)}", WITHOUT_NOISE)
-            lost = [panel.benchmarks[b] for b in index if b not in usable]
+            noisy = NOISY if chosen and np.isnan(value_C[0]) else NO_NOTE
+            partly = ", ".join(panel.benchmarks[b] for b in used if usable[b].said.text)
+            note = note.also(Note(text=partly and f"item noise of some items of {partly}")).also(noisy)
             used_PM = np.array([m.used_M for m in chosen]).reshape(-1, len(panel.mixtures))
-            means.append(Statistic.of_parts(label, value_C, Basis.of(used_PM), Note.without(lost)))
+            label = label._replace(other=WITHOUT_NOISE)
+            means.append(Statistic.of_parts(label, value_C, Basis.of(used_PM), note))
         how = {"interval": "jackknife", "range_of": always(CORRELATION)}
         group = Group.of("category_reliability", quantity, {scale: means}, **how)
         out += study.rows(group) if means else []
@@ -212,22 +218,26 @@ def _latent_of(covariance: tuple[float, ...], noise: ItemNoise, n: int, level: f
     return latent_r(symmetric(*covariance), symmetric(*noise), n, level)
 
 
-def _noise(panel: Panel, quantity: str, s: int, b: int, keep_M: NDArray[np.bool_]) -> ItemNoise | None:
+def _noise(
+    panel: Panel, quantity: str, s: int, b: int, keep_M: NDArray[np.bool_]
+) -> tuple[ItemNoise | None, Note]:
+    """The noise, None where it is not known, and what has to be known of it."""
     if panel.items and panel.row is not None and quantity in ("accuracy", "confidence"):
         known = panel.items[b]
         block_M = None if panel.block_M is None else panel.block_M[keep_M]
         x_TMI = known.scores(quantity)[panel.row[s, :, :, b][:, keep_M]].astype(np.float64)
-        # Items that all of them have a finite score on.
-        x_TMI = x_TMI[:, :, np.isfinite(x_TMI).all(axis=(0, 1))]
+        finite_I = np.asarray(np.isfinite(x_TMI).all(axis=(0, 1)))
+        some = f"item noise is that of the {finite_I.sum()} of {len(finite_I)} items on which all scores are finite"
         freedom = degrees_of_freedom(keep_M[None, keep_M], block_M)[0]
-        if freedom < 1 or x_TMI.shape[2] < 2:
-            return None
-        before_MI, after_MI = x_TMI
-        return from_items(before_MI, after_MI, block_M)
+        if freedom < 1 or finite_I.sum() < 2:
+            return None, NO_NOTE
+        before_MI, after_MI = x_TMI[:, :, finite_I]
+        return from_items(before_MI, after_MI, block_M), NO_NOTE if finite_I.all() else Note(text=some)
     if quantity != "accuracy":
-        return None
+        return None, NO_NOTE
     stderr_TM = None if panel.stderr is None else panel.stderr[s, :, :, b][:, keep_M]
-    return from_errors(panel.values["accuracy"][s, :, :, b][:, keep_M], stderr_TM, int(panel.n_items[b]))
+    x_TM = panel.values["accuracy"][s, :, :, b][:, keep_M]
+    return from_errors(x_TM, stderr_TM, int(panel.n_items[b])), NO_NOTE
 
 
 def _units(keep_M: NDArray[np.bool_], sample: Sample) -> tuple[Array, Array]:

@@ -7,12 +7,13 @@ a mean.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.correlation import (
+    EXACT_MIXTURES,
     EXACT_PERMUTATIONS,
     all_orders,
     block_sizes,
@@ -29,22 +30,23 @@ def permutation_words(panel: Panel, statistic: str) -> str:
     tests = _tests(panel)
     exact = sorted({orders(sizes) for sizes in tests if all_orders(sizes)})
     drawn = sorted({sampled_orders(sizes, statistic) for sizes in tests if not all_orders(sizes)})
-    if panel.blocks is not None:
-        return _within_blocks(exact, drawn)
-    sampled = " to ".join(str(count) for count in dict.fromkeys((drawn or [0])[:: max(len(drawn) - 1, 1)]))
-    if exact and drawn:
-        return f"all of up to 9 mixtures, {sampled} sampled of more"
-    return f"{sampled} sampled" if drawn else "all"
-
-
-def _within_blocks(exact: list[int], drawn: list[int]) -> str:
-    sampled = " to ".join(f"{count:,}" for count in dict.fromkeys([*drawn[:1], *drawn[-1:]]))
-    said = " to ".join(f"{count:,}" for count in dict.fromkeys([*exact[:1], *exact[-1:]]))
+    if panel.blocks is None:
+        sampled = _from_to(map(str, drawn))
+        if exact and drawn:
+            return f"all of up to {EXACT_MIXTURES} mixtures, {sampled} sampled of more"
+        return f"{sampled} sampled" if drawn else "all"
+    said, sampled = (_from_to(f"{count:,}" for count in counts) for counts in (exact, drawn))
     if exact and drawn:
         return f"{said} orders, {sampled} sampled ones where there are more than {EXACT_PERMUTATIONS:,}"
     if drawn:
         return f"{sampled} sampled orders"
     return f"{said} orders, no p below {1.0 / exact[-1]:.2g}" if exact else "no test"
+
+
+def _from_to(counts: Iterable[str]) -> str:
+    """The first and the last."""
+    listed = list(counts)
+    return " to ".join(dict.fromkeys([*listed[:1], *listed[-1:]]))
 
 
 def _tests(panel: Panel) -> set[tuple[int, ...]]:

@@ -24,11 +24,11 @@ from evalengine.analysis.calibration_error import ECE_BINS, calibration_errors
 from evalengine.analysis.cells import (
     ALL,
     Cell,
+    categories_of,
     category_key,
     choose_stages,
     lacking,
     paired_cells,
-    refuse_all,
     refuse_twins,
     stages_of,
 )
@@ -37,7 +37,7 @@ from evalengine.analysis.items import (
     averaged,
     factors_of,
     mean_by_row,
-    mean_of_scores,
+    mean_of_known,
     names,
     read_store,
     rows_of_runs,
@@ -168,7 +168,7 @@ def _from_store(source: Path, stages: Sequence[str] | None, metric: str | None, 
         curve_KB3, *errors = calibration_errors(raw_KI, benchmark.correct_KI)
         calibration = (*errors, *benchmark.means_KF.T)
         by_quantity = {
-            **{quantity: mean_of_scores(benchmark.scores(quantity)) for quantity in shown},
+            **{quantity: mean_of_known(benchmark.scores(quantity), 1) for quantity in shown},
             **dict(zip(CALIBRATION, calibration, strict=True)),
         }
         who = [by_name[name] for name in benchmark.checkpoints]
@@ -241,8 +241,7 @@ def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterabl
     pair = order[0], order[-1]
     refuse_twins(every)
     known = paired_cells([cell for cell in every if cell.stage in pair], pair, said)
-    category_of = {cell.benchmark: cell.category or "Other" for cell in known}
-    refuse_all(category_of)
+    category_of = categories_of(known)
     axes = Axes(
         tuple(sorted({cell.place[0] for cell in known}, key=scale_key)),
         pair,
@@ -251,7 +250,7 @@ def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterabl
     )
     places = axes.places(known)
     by_run = _fill(known, axes, places)
-    means = {quantity: _mean_over_runs(x_STMBR) for quantity, x_STMBR in by_run.items()}
+    means = {quantity: mean_of_known(x_STMBR, 4) for quantity, x_STMBR in by_run.items()}
     values, beside, calibration = (
         {quantity: means[quantity] for quantity in quantities if quantity in means}
         for quantities in (QUANTITIES, OTHER_CONFIDENCE.values(), CALIBRATION)
@@ -352,7 +351,7 @@ def _steps(cells: Sequence[Cell], order: tuple[str, ...], axes: Axes, said: list
     axes = axes._replace(stages=order, mixtures=tuple(sorted({m for _, m in used}, key=natural_key)))
     chosen = [c for c in cells if (c.place[0], c.place[2]) in used and c.benchmark in axes.benchmarks]
     arrays = _fill(chosen, axes, axes.places(chosen))
-    return Steps(order, axes.mixtures, {q: _mean_over_runs(arrays[q]) for q in QUANTITIES if q in arrays})
+    return Steps(order, axes.mixtures, {q: mean_of_known(arrays[q], 4) for q in QUANTITIES if q in arrays})
 
 
 def _fill(cells: Sequence[Cell], axes: Axes, places: Sequence[Place]) -> dict[str, Array]:
@@ -374,15 +373,6 @@ def _fill(cells: Sequence[Cell], axes: Axes, places: Sequence[Place]) -> dict[st
         for q, value in cell.values.items():
             arrays[q][run] = value
     return arrays
-
-
-def _mean_over_runs(x_STMBR: Array) -> Array:
-    if x_STMBR.shape[-1] == 1:
-        return x_STMBR[..., 0]
-    missing = np.isnan(x_STMBR)
-    with np.errstate(invalid="ignore"):
-        mean: Array = np.where(missing, 0.0, x_STMBR).sum(axis=-1) / (~missing).sum(axis=-1)
-    return mean
 
 
 def _missing_values(

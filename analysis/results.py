@@ -102,32 +102,36 @@ def signed(value: float, digits: int = 2) -> str:
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
-def _shown(row: Any, form: str, unit: float = 1.0) -> str:
-    """An estimate and its interval, each in a format and with a true minus sign; a dash where undefined. An end that is rounded
-    to 0 keeps its sign, which says whether the interval holds 0."""
+def _said(value: float, how: str) -> str:
+    """With a true minus sign; a dash where undefined."""
+    return f"{value:{how}}".replace("-", "−") if math.isfinite(value) else "–"
+
+
+def _with_interval(row: Any, unit: float, how: str) -> str:
+    """An end of an interval that leaves out 0 is not shown as 0: "−22.3 [−44.8, −0.02]"."""
     if row is None or not math.isfinite(row.estimate):
         return "–"
-    end = form.replace("z", "")
-    estimate, low, high = (
-        f"{unit * value:{shape}}".replace("-", "−") if math.isfinite(value) else "–"
-        for value, shape in ((row.estimate, form), (row.low, end), (row.high, end))
-    )
-    return f"{estimate} [{low}, {high}]"
+    ends = []
+    for end in (unit * row.low, unit * row.high):
+        touches = excludes_zero(row) and float(f"{end:{how}}") == 0.0
+        digits = math.ceil(-math.log10(abs(end))) if touches and end else 0  # up to the first that is not 0
+        ends.append(_said(end, f"{how[0]}.{digits}f" if digits else how))
+    return f"{_said(unit * row.estimate, how)} [{', '.join(ends)}]"
 
 
 def with_interval(row: Any) -> str:
     """ "+0.57 [−0.15, +0.94]"."""
-    return _shown(row, "+.2f")
+    return _with_interval(row, 1.0, "+.2f")
 
 
 def share_with_interval(row: Any) -> str:
     """A share or a difference in percent: "58.2 [51.0, 64.1]"; -0.04 is 0.0, not -0.0."""
-    return _shown(row, "z.1f", 100.0)
+    return _with_interval(row, 100.0, "z.1f")
 
 
 def in_its_unit(row: Any) -> str:
     """A value that may be of any size, such as a difference of losses, to three digits: "0.00387 [0.001, 0.00912]"."""
-    return _shown(row, "z.3g")
+    return _with_interval(row, 1.0, "z.3g")
 
 
 def n_words(rows: Iterable[Any]) -> str:

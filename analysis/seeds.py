@@ -31,7 +31,8 @@ from evalengine.analysis.bootstrap import Basis, Resamples, resamples
 from evalengine.analysis.claims import CAUTION, Claim, with_n
 from evalengine.analysis.correlation import Sample, weighted_sums
 from evalengine.analysis.figure import Heading, Part, Table, pivot, with_benchmarks
-from evalengine.analysis.groups import ALL, Array, Group, Label, Note, Statistic, mean_of_known
+from evalengine.analysis.groups import ALL, NO_NOTE, Array, Group, Label, Note, Statistic, means_over
+from evalengine.analysis.items import mean_of_known
 from evalengine.analysis.latent import latent_r, pooled, symmetric
 from evalengine.analysis.noise import LIKELIHOOD, covariances
 from evalengine.analysis.panel import Panel
@@ -43,6 +44,7 @@ from evalengine.analysis.tables import Row, plain_row, rows_of
 ABOUT = "protocol quantity scale category name"
 CEILING = "ceiling"
 BETWEEN = "r between mixtures"
+ALL_SEEDS = "the mixtures differ no more than seeds make them"
 UNPAIRED = Note.partial("no seed has runs at both stages, so nothing is taken as inherited")
 
 
@@ -162,8 +164,10 @@ def _of_benchmarks(panel: Panel, known: dict[int, Components]) -> Iterator[Stati
     """The seeds' shares of the variance, and the ceiling, of each benchmark."""
     for b, one in known.items():
         for kind, value_C in zip((*_shares(panel), CEILING), [*one.share_2C, one.ceiling_C], strict=True):
-            label = Label(panel.categories[b], panel.benchmarks[b], kind)
-            yield Statistic(label, value_C, one.used_M, one.note if kind == CEILING else Note())
+            label, said = Label(panel.categories[b], panel.benchmarks[b], kind), NO_NOTE
+            if kind == CEILING:
+                said = one.note.also(Note.undefined(ALL_SEEDS) if np.isnan(value_C[0]) else NO_NOTE)
+            yield Statistic(label, value_C, one.used_M, said)
 
 
 def _between(study: Study, quantity: str, scale: str, known: dict[int, Components]) -> list[Row]:
@@ -179,23 +183,23 @@ def _between(study: Study, quantity: str, scale: str, known: dict[int, Component
 
 def _of_means(panel: Panel, known: dict[int, Components]) -> Iterator[Statistic]:
     """The mean shares, and the mean r between mixtures, of each category and of all."""
-    for category, index in panel.with_all().items():
-        used = [b for b in index if b in known and (known[b].seeds_3C[:2, 0] > 0.0).all()]
+    differing = {b for b, one in known.items() if (one.seeds_3C[:2, 0] > 0.0).all()}
+    for label, used, note in means_over(panel, differing):
         if not used:
             continue
         chosen = [known[b] for b in used]
-        shares_2C = [mean_of_known(np.array([one.share_2C[t] for one in chosen])) for t in range(2)]
+        shares_2C = [mean_of_known(np.array([one.share_2C[t] for one in chosen]), 0) for t in range(2)]
         of_means_B3C = np.array([one.of_means_3C for one in chosen])
         seeds_B3C = np.array([one.seeds_3C for one in chosen])
         unit_B3 = seeds_B3C[:, :, 0]
         # `pooled` subtracts the same noise in every column: what the seeds' differs from it by goes before.
         between_C = pooled(of_means_B3C - (seeds_B3C - unit_B3[:, :, None]), unit_B3)
-        note = Note.without([panel.benchmarks[b] for b in index if b not in used])
         if not all(one.paired for one in chosen):
-            note = Note.partial("; ".join(filter(None, [note.text, UNPAIRED.text])))
+            note = note.also(UNPAIRED)
         parts = Basis.of(np.array([one.used_M for one in chosen]))
         for kind, value_C in zip((*_shares(panel), BETWEEN), [*shares_2C, between_C], strict=True):
-            yield Statistic.of_parts(Label(category, f"mean of {len(chosen)}", kind), value_C, parts, note)
+            said = note.also(Note.undefined(ALL_SEEDS)) if np.isnan(value_C[0]) else note
+            yield Statistic.of_parts(label._replace(other=kind), value_C, parts, said)
 
 
 def _rows(study: Study, plan: Resamples, at: tuple[str, str, str], found: Iterable[Statistic]) -> list[Row]:

@@ -24,7 +24,17 @@ from evalengine.analysis.bootstrap import Basis, Resamples, resamples
 from evalengine.analysis.contrasts import contrast_group, differences
 from evalengine.analysis.correlation import Sample
 from evalengine.analysis.figure import File, Folded, Heading, Lines, Part, Table, pivot
-from evalengine.analysis.groups import ALL, STAGE, Array, Data, Group, Label, Note, Statistic, mean_of_known
+from evalengine.analysis.groups import (
+    ALL,
+    STAGE,
+    Array,
+    Data,
+    Group,
+    Statistic,
+    mean_over_mixtures,
+    means_over,
+)
+from evalengine.analysis.items import mean_of_known
 from evalengine.analysis.panel import Panel, Steps
 from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.ranges import always, of_quantity
@@ -120,21 +130,15 @@ def _compared(earlier: Transfers, later: Transfers, plan: Resamples, options: Op
 
 def _levels(panel: Panel, steps: Steps, quantity: str, s: int, scale: str, w_MC: Array) -> Group:
     """The mean over mixtures and over a category's benchmarks at each stage, of those that every stage has."""
-    benchmarks, members = panel.benchmarks, panel.with_all()
     x_TMB = steps.values[quantity][s]
     known = np.isfinite(x_TMB)
-    filled, weighted = np.where(known, x_TMB, 0.0), known.astype(np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean_TBC = (filled.swapaxes(1, 2) @ w_MC) / (weighted.swapaxes(1, 2) @ w_MC)
-    everywhere_B = known.any(axis=1).all(axis=0)
+    mean_TBC = [mean_over_mixtures(x_MB.T, w_MC) for x_MB in x_TMB]
+    everywhere = np.flatnonzero(known.any(axis=1).all(axis=0)).tolist()
     found = []
-    for category, index in members.items():
-        used = [b for b in index if everywhere_B[b]]
-        note = Note.without([benchmarks[b] for b in index if b not in used], " (not at every stage)")
+    for label, used, note in means_over(panel, everywhere, " (not at every stage)"):
         for t, stage in enumerate(steps.stages):
-            label = Label(category, f"mean of {len(used)}", stage)
-            parts = Basis.of(known[t][:, used].T)
-            found.append(Statistic.of_parts(label, mean_of_known(mean_TBC[t, used]), parts, note))
+            mean_C, parts = mean_of_known(mean_TBC[t][used], 0), Basis.of(known[t][:, used].T)
+            found.append(Statistic.of_parts(label._replace(other=stage), mean_C, parts, note))
     how = {"interval": "jackknife", "range_of": always(of_quantity(quantity))}
     return Group.of("stage_mean", quantity, {scale: found}, **how)
 

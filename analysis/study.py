@@ -141,21 +141,16 @@ def describe(study: Study) -> dict[str, Any]:
         "resampling": kind,
         "seed": None if plan.exact else options.seed,
         "permutations": permutation_words(replace(panel, blocks=None), options.statistic),
-        "block": block_of(panel, options.statistic),
+        "block": {}
+        if panel.blocks is None
+        else {
+            "factor": panel.blocks.factor,
+            "labels": dict(zip(panel.mixtures, panel.blocks.labels, strict=True)),
+            "permutations": permutation_words(panel, options.statistic),
+        },
         "shares": mixtures.shares if mixtures else {},
         "web_source": mixtures.web_source if mixtures else {},
         "notes": panel.notes,
-    }
-
-
-def block_of(panel: Panel, statistic: str) -> dict[str, Any]:
-    """The factor within which mixtures are compared, each mixture's label, and the orders of a permutation test."""
-    if panel.blocks is None:
-        return {}
-    return {
-        "factor": panel.blocks.factor,
-        "labels": dict(zip(panel.mixtures, panel.blocks.labels, strict=True)),
-        "permutations": permutation_words(panel, statistic),
     }
 
 
@@ -194,12 +189,10 @@ def curve_rows(panel: Panel, level: float) -> tuple[Sequence[str], list[list[Any
     if panel.curves is None:
         return CURVE_COLUMNS, rows
     for s, t, b in np.ndindex(len(panel.scales), 2, len(panel.benchmarks)):
-        curve_MK3 = panel.curves[s, t, :, b]
-        curve_MK3 = curve_MK3[np.isfinite(curve_MK3[:, 0, 2])]
-        n = len(curve_MK3)
-        for k in range(panel.curves.shape[4]):
-            share, confidence, accuracy = (curve_MK3[:, k, f] for f in range(3))
-            if not n or not np.isfinite(accuracy).all():
+        for k, curve_M3 in enumerate(panel.curves[s, t, :, b].swapaxes(0, 1)):
+            share, confidence, accuracy = curve_M3[np.isfinite(curve_M3[:, 2])].T
+            n = len(accuracy)
+            if not n:
                 continue
             half = stdtrit(n - 1, 0.5 + level / 2) * accuracy.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
             mean = accuracy.mean()

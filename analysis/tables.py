@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evalengine.analysis.bootstrap import DEGENERATE_MOST, Array, Resamples, fisher, intervals
+from evalengine.analysis.bootstrap import DEGENERATE_MOST, ROUNDING, Array, Resamples, fisher, intervals
 from evalengine.analysis.contrasts import scale_contrast
 from evalengine.analysis.groups import NO_NOTE, SCALE, Group, Label, Note
 
@@ -103,38 +103,37 @@ def rows_of(group: Group, plan: Resamples, options: Options, tests: Tests | None
 def _rows(
     group: Group, scale: str, plan: Resamples, options: Options, p_and_q: tuple[Array, Array] | None = None
 ) -> list[Row]:
-    n: Any = group.n[scale]
-    notes = group.notes.get(scale, [Note()] * len(group.labels))
+    notes = group.notes[scale]
     kind = group.interval if options.interval == "auto" else options.interval
     second = "percentile"
-    if plan.parts:  # BCa is too narrow, or undefined, where three or four mixtures are drawn from each block
+    if (
+        plan.within_blocks
+    ):  # BCa is too narrow, or undefined, where three or four mixtures are drawn from each block
         kind = "jackknife-z" if (options.interval, kind) == ("auto", "bca") else kind
         second = "jackknife"
-    kinds = dict.fromkeys([*SHOWN, second, kind])
-    others = [k for k in kinds if k != "fisher"]
-    found = intervals(group.values[scale], plan, options.level, others, group.basis(scale))
+    kinds = dict.fromkeys([kind, second, *SHOWN])
+    others, basis = [k for k in kinds if k != "fisher"], group.basis[scale]
+    found = intervals(group.values[scale], plan, options.level, others, basis)
     unsure = np.isfinite(found.estimate) & (found.degenerate > DEGENERATE_MOST)
     for values in (found.estimate, *found.ends.values()):
         values[unsure] = np.nan
     undefined_S2 = np.full((len(unsure), 2), np.nan)
     # A mean taken out for each block takes one mixture's worth of information, as a covariate of a partial r does.
-    z = fisher(found.estimate, n - (plan.blocks - 1), options.level) if group.is_correlation else undefined_S2
+    n_S = plan.freedom(*basis) + 1
+    z = fisher(found.estimate, n_S, options.level) if group.is_correlation else undefined_S2
+    every = {**found.ends, "fisher": z}
     least_S, most_S = np.array([group.range_of(label) for label in group.labels]).reshape(-1, 2).T
     estimate_S = np.clip(found.estimate, least_S, most_S)
-    ends = {
-        name: np.clip(end_S2, least_S[:, None], most_S[:, None])
-        for name, end_S2 in {**found.ends, "fisher": z}.items()
-    }
-    fallback = ~np.isfinite(ends[kind][:, 0]) & np.isfinite(ends[second][:, 0])
-    chosen = np.where(fallback[:, None], ends[second], ends[kind])
+    ends = {name: np.clip(end_S2, least_S[:, None], most_S[:, None]) for name, end_S2 in every.items()}
     p, q = p_and_q or (undefined_S2[:, 0], undefined_S2[:, 0])
     rows = []
     for s, label in enumerate(group.labels):
+        shown, why = _shown({name: end_S2[s] for name, end_S2 in every.items()}, kind, second)
         said = [notes[s].text] if notes[s].text else []
         if unsure[s]:
             said.append(f"not reported: undefined in {found.degenerate[s]:.0%} of the resamples")
-        if fallback[s]:
-            said.append(f"{second} interval: {kind} is undefined here")
+        if why:
+            said.append(why)
         if np.isfinite(found.estimate[s]) and found.degenerate[s] > DEGENERATE_SAID + plan.constant:
             said.append(f"undefined in {found.degenerate[s]:.1%} of the resamples, which are left out")
         columns: dict[str, Any] = {
@@ -143,11 +142,28 @@ def _rows(
             for e, end in enumerate(("low", "high"))
         }
         columns |= {"p": float(p[s]), "q": float(q[s]), "degenerate": float(found.degenerate[s])}
-        three, note = (estimate_S[s], *chosen[s]), Note(notes[s].kind, "; ".join(said))
-        shown = "" if np.isnan(chosen[s, 0]) else second if fallback[s] else kind
-        about = group.protocol, group.quantity, scale, label, three, int(n[s]), note
+        low, high = ends[shown or kind][s]
+        three, note = (estimate_S[s], low, high), Note(notes[s].kind, "; ".join(said))
+        about = group.protocol, group.quantity, scale, label, three, int(basis.n_S[s]), note
         rows.append(plain_row(*about, contrast=group.contrast, interval=shown, **columns))
     return rows
+
+
+def _shown(end_of: Mapping[str, Array], kind: str, second: str) -> tuple[str, str]:
+    """The interval that is shown of one statistic: the kind asked for, or where it is undefined the second; "" where that is too.
+    And what to say of it.
+
+    An interval without width says nothing while the resamples differ: the percentile interval stands in. Kendall's tau may be
+    the same whichever mixture is left out, and the jackknife's has none then.
+    """
+    shown = second if np.isnan(end_of[kind][0]) else kind
+    if np.isnan(end_of[shown][0]):
+        return "", ""
+    if np.ptp(end_of[shown]) > ROUNDING * max(1.0, abs(end_of[shown][0])):
+        return shown, "" if shown == kind else f"{second} interval: {kind} is undefined here"
+    if np.ptp(end_of["percentile"]) > ROUNDING * max(1.0, abs(end_of["percentile"][0])):
+        return "percentile", f"percentile interval: {shown} has no width here"
+    return shown, "no width: no resample within the interval's level has another value"
 
 
 def plain_row(

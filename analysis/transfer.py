@@ -10,6 +10,7 @@ docs/analysis.md.
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections.abc import Iterator, Sequence
@@ -39,14 +40,12 @@ from evalengine.analysis.groups import (
     Data,
     Group,
     Label,
-    Note,
-    Statistic,
     mean_name,
     means_of,
 )
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import Protocol, Study
-from evalengine.analysis.ranges import CORRELATION, always, of_difference
+from evalengine.analysis.ranges import of_difference
 from evalengine.analysis.results import (
     Results,
     excludes_zero,
@@ -84,30 +83,17 @@ def transfer(data: Data, quantity: str) -> Group:
     panel = data.panel
     B = len(panel.benchmarks)
     pairs = np.stack([np.arange(B), B + np.arange(B)], axis=1)
-    found: dict[str, list[Statistic]] = {}
-    for s, scale in enumerate(panel.scales):
-        value_BC, few_B = data.correlate(quantity, scale, pairs), data.few(quantity, scale, pairs)
-        found[scale] = []
-        for b, used_M in enumerate(data.used(quantity, scale, pairs)):
-            n = int(used_M.sum())
-            why = "" if np.isfinite(value_BC[b, 0]) else _why_nan(panel, quantity, s, b, n, few_B[b])
-            label = Label(panel.categories[b], panel.benchmarks[b])
-            note = Note.undefined(why) if why else Note()
-            found[scale].append(Statistic(label, value_BC[b], used_M, note))
-    how = {"is_correlation": data.statistic == "pearson", "contrast_interval": "jackknife"}
-    return Group.of("transfer", quantity, found, range_of=always(CORRELATION), **how)
+    labels = list(map(Label, panel.categories, panel.benchmarks))
+    why = functools.partial(_why_nan, panel, quantity)
+    return data.correlations("transfer", quantity, labels, pairs, why, contrast_interval="jackknife")
 
 
-def _why_nan(panel: Panel, quantity: str, s: int, b: int, n: int, few: bool) -> str:
-    """The reason why a benchmark's transfer is not reported at a scale."""
-    if n < 4:
-        return f"{n} mixture{'s have' if n != 1 else ' has'} both values, 4 are needed"
+def _why_nan(panel: Panel, quantity: str, scale: str, b: int) -> str:
+    """The reason why a benchmark's transfer is not reported at a scale where enough mixtures have both values."""
     within = f" within {panel.blocks.factor}" if panel.blocks else ""
-    if few:
-        return f"{n} mixtures have both values, too few to compare{within}"
-    x_TM = panel.transferred[quantity][s, :, :, b]
+    x_TM = panel.transferred[quantity][panel.scales.index(scale), :, :, b]
     known_M = np.isfinite(x_TM).all(axis=0)
-    x_TM = x_TM[:, known_M]
+    n, x_TM = int(known_M.sum()), x_TM[:, known_M]
     for t, stage in enumerate(panel.stages):
         if np.ptp(x_TM[t]) <= 1e-12 * np.abs(x_TM[t]).max(initial=0.0):
             return f"{quantity} at {stage} is {x_TM[t, 0]:.4g} for every mixture: no spread to correlate"
@@ -122,10 +108,8 @@ def _why_nan(panel: Panel, quantity: str, s: int, b: int, n: int, few: bool) -> 
 def category_transfer(single: Group, panel: Panel) -> Group:
     """The mean of a category's benchmark transfers, and of all (`means_of`)."""
     members = panel.with_all()
-    labels = []
-    for category, index in members.items():
-        sizes = {int(np.isfinite(value_BC[index, 0]).sum()) for value_BC in single.values.values()}
-        labels.append(Label(category, mean_name(sizes, len(index))))
+    values = single.values.values()
+    labels = [Label(category, mean_name(values, index)) for category, index in members.items()]
     means = means_of(single, "category_transfer", labels, list(members.values()))
     return replace(means, contrast_interval="jackknife")
 
@@ -134,15 +118,12 @@ def quantity_contrasts(accuracy: Group, confidence: Group, panel: Panel) -> Iter
     """The transfer of accuracy minus that of confidence, of benchmarks and as means over those that have both; and the
     difference of these differences between the largest scale and the smallest, of the quantity BOTH.
     """
-    undefined = Note.undefined("no r of one of them")
     found = {
-        scale: [
-            one if np.isfinite(one.value_C[0]) else one._replace(note=undefined)
-            for one in differences(accuracy.labels, (accuracy, scale), (confidence, scale), "")
-        ]
+        scale: differences(accuracy.labels, (accuracy, scale), (confidence, scale), "")
         for scale in accuracy.values
     }
-    single = Group.of("transfer", BOTH, found, range_of=of_difference(accuracy.range_of))
+    how = {"contrast_interval": accuracy.contrast_interval, "range_of": of_difference(accuracy.range_of)}
+    single = Group.of("transfer", BOTH, found, **how)
     for group in (single, category_transfer(single, panel)):
         labels = [label._replace(minus=confidence.quantity) for label in group.labels]
         kind = group.contrast_interval

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from evalengine.analysis.correlation import (
     BlockNumbers,
     benjamini_hochberg,
-    members_of,
+    parts_of,
     permuted_p,
     ranks,
     residuals,
@@ -127,7 +127,7 @@ def swap_p(
     """
     sides = [_prepared(side, statistic, block_M) for side in (small_2BM, large_2BM)]
     M = sides[0].shape[2]
-    parts = [np.arange(M)] if block_M is None else members_of(block_M)
+    parts = parts_of(M, block_M)
     hits = np.zeros(len(members))
     total = 0
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -140,7 +140,7 @@ def swap_p(
         for swapped_KM in _ways(parts, seed, count, at_once):
             found_KB = _differences(sides, swapped_KM, statistic, parts)
             for s, index in enumerate(members):
-                hits[s] += (np.abs(found_KB[:, list(index)].mean(axis=1)) >= goal[s] * (1.0 - 1e-12)).sum()
+                hits[s] += (np.abs(found_KB[:, list(index)].mean(axis=1)) >= goal[s] - 1e-12).sum()
             total += len(swapped_KM)
     return np.where(np.isfinite(goal), hits / total, np.nan)
 

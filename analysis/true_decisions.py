@@ -30,7 +30,7 @@ from dataclasses import replace
 import numpy as np
 
 from evalengine.analysis.bootstrap import Array, Basis, jackknife_t
-from evalengine.analysis.groups import ITEM_NOISE, Data, Label, Note
+from evalengine.analysis.groups import ITEM_NOISE, NO_NOTE, Data, Label, Note, means_over
 from evalengine.analysis.latent import pooled
 from evalengine.analysis.noise import LIKELIHOOD, NOISY, Measured, latent_of, measured
 from evalengine.analysis.protocol import Study
@@ -77,13 +77,11 @@ def rows(study: Study, quantity: str, known_at: Mapping[str, Known]) -> Iterator
     for scale, known in known_at.items():
         for b, found in known.items():
             share = right_of_two(np.array(latent_of(found, study.options.level)))
-            said = NOISY if found.lost_in_noise else Note()
+            said = found.said.also(NOISY if found.lost_in_noise else NO_NOTE)
             label = Label(panel.categories[b], panel.benchmarks[b], AGREEMENT)
             yield clean_row(quantity, scale, label, share, found.n, said, LIKELIHOOD)
-        for category, index in panel.with_all().items():
-            if used := [b for b in index if b in known]:
-                said = Note.without([panel.benchmarks[b] for b in index if b not in known])
-                label = Label(category, f"mean of {len(used)}")
+        for label, used, said in means_over(panel, known):
+            if used:
                 yield from _of_category(study, quantity, scale, label, [known[b] for b in used], said)
 
 
@@ -135,6 +133,5 @@ def clean_row(quantity: str, scale: str, label: Label, three: Array, n: int, sai
     """A row of an estimate with the ends of its interval. Of a category without an interval neither is reported."""
     if not np.isfinite(three).all():
         why = "the mixtures, or all but one of them, differ no more than item noise makes them"
-        three, kind = np.full(3, np.nan), ""
-        said = Note(ITEM_NOISE, "; ".join(filter(None, [said.text, why])))
+        three, kind, said = np.full(3, np.nan), "", said.also(Note(ITEM_NOISE, why))
     return plain_row(TABLE, quantity, scale, label, three, n, said, interval=kind)

@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.bootstrap import Array
-from evalengine.analysis.correlation import BlockNumbers, members_of
-from evalengine.analysis.groups import Label, Note
+from evalengine.analysis.correlation import BlockNumbers, parts_of
+from evalengine.analysis.groups import Label, Note, means_over
 from evalengine.analysis.noise import Measured
 from evalengine.analysis.protocol import Study
 from evalengine.analysis.tables import Row, plain_row
@@ -55,8 +55,11 @@ def regret(
 ) -> Regret | None:
     """Of one benchmark, measured before and after; None where the mixtures differ no more than noise makes them.
 
-    found: noise and unbiased covariance of `value_2M`. Of mixtures that tie for the best before, the mean is taken.
+    found: noise and unbiased covariance of `value_2M`. Of mixtures that tie for the best before, the mean is taken. What is drawn
+    goes to the mixtures by their values, so that the result does not depend on their order.
     """
+    order_M = np.lexsort([*value_2M[::-1], *([] if block_M is None else [block_M])])
+    value_2M, block_M = value_2M[:, order_M], None if block_M is None else block_M[order_M]
     noise_22 = np.array([[found.noise.before, found.noise.between], [found.noise.between, found.noise.after]])
     before, after, both = found.covariance_3C[:, 0]
     s_D22 = _covariances(np.array([[before, both], [both, after]]), noise_22, found.freedom, rng)
@@ -117,7 +120,7 @@ def _true_pairs(
     root_D22, root_of_mean_D22 = np.linalg.cholesky(spread_D22), np.linalg.cholesky(s_D22)
     # In float32, which the draws' precision does not notice.
     true_D2M = _times(root_D22, rng.standard_normal((len(s_D22), *value_2M.shape), np.float32))
-    for mine_M in [slice(None)] if block_M is None else members_of(block_M):
+    for mine_M in parts_of(value_2M.shape[1], block_M):
         pair_2M = value_2M[:, mine_M]
         mean_21 = pair_2M.mean(axis=1, keepdims=True)
         off_D21 = root_of_mean_D22 @ rng.standard_normal((len(s_D22), 2, 1)) / np.sqrt(pair_2M.shape[1])
@@ -151,13 +154,10 @@ def rows(study: Study, quantity: str, known_at: Mapping[str, Known]) -> Iterator
                 regrets[b] = mine
             label = Label(panel.categories[b], panel.benchmarks[b])
             yield from _rows(study, quantity, scale, label, [mine] if mine else [], found.n, Note())
-        for category, index in panel.with_all().items():
-            if used := [b for b in index if b in counts]:
-                kept = [regrets[b] for b in index if b in regrets]
-                n = min(counts[b] for b in used if b in regrets or not kept)
-                label = Label(category, f"mean of {len(kept)}")
-                said = Note.without([panel.benchmarks[b] for b in index if b not in regrets])
-                yield from _rows(study, quantity, scale, label, kept, n, said)
+        for label, used, said in means_over(panel, regrets):
+            if known := used or [b for b in panel.with_all()[label.category] if b in counts]:
+                n = min(counts[b] for b in known)
+                yield from _rows(study, quantity, scale, label, [regrets[b] for b in used], n, said)
 
 
 def _rows(
@@ -168,7 +168,10 @@ def _rows(
     for name, draws in ((REGRET_JUDGED, [r.judged_D for r in of]), (REGRET, [r.true_D for r in of])):
         mean_D = np.mean(draws, axis=0) if of else np.array([np.nan])
         three = np.array([mean_D.mean(), *np.quantile(mean_D, ends)])
-        yield clean_row(quantity, scale, label._replace(other=name), three, n, said, "posterior")
+        rare = Note(
+            text=f"{(mean_D == 0.0).mean():.1%} of the draws lose nothing" if three[0] > three[2] else ""
+        )
+        yield clean_row(quantity, scale, label._replace(other=name), three, n, said.also(rare), "posterior")
     if of:  # a probability of the posterior, and as such without an interval
         best = float(np.mean([r.best for r in of]))
         yield plain_row(TABLE, quantity, scale, label._replace(other=TOP1_JUDGED), [best], n, said)

@@ -6,9 +6,9 @@ import re
 import string
 from functools import partial
 
-from evalengine.benchmarks.definition import Benchmark, Hub, Rendered, Row, shared
+from evalengine.benchmarks.definition import Hub, Rendered, Row, define, shared
 
-_define = partial(Benchmark, category="Commonsense")
+_define = partial(define, category="Commonsense")
 
 
 def clean_wikihow(text: str) -> str:
@@ -81,17 +81,11 @@ def boolq(row: Row) -> Rendered:
 
 
 BENCHMARKS = (
-    _define(
-        name="hellaswag", choices="4", hub=Hub("Rowan/hellaswag"), render=hellaswag, default_score="acc_norm"
-    ),
-    _define(name="piqa", choices="2", hub=Hub("baber/piqa"), render=piqa, default_score="acc_norm"),
-    _define(
-        name="winogrande", choices="2", hub=Hub("allenai/winogrande", "winogrande_xl"), render=winogrande
-    ),
-    _define(
-        name="copa", choices="2", hub=Hub("aps/super_glue", "copa"), render=copa, render_lm_eval=copa_lm_eval
-    ),
-    _define(name="siqa", choices="3", hub=Hub("lighteval/siqa"), render=siqa, aliases=("social_iqa",)),
-    _define(name="commonsense_qa", choices="5", hub=Hub("tau/commonsense_qa"), render=commonsense_qa),
-    _define(name="boolq", choices="2", hub=Hub("aps/super_glue", "boolq"), render=boolq),
+    _define(hellaswag, Hub("Rowan/hellaswag"), choices="4", default_score="acc_norm"),
+    _define(piqa, Hub("baber/piqa"), choices="2", default_score="acc_norm"),
+    _define(winogrande, Hub("allenai/winogrande", "winogrande_xl"), choices="2"),
+    _define(copa, Hub("aps/super_glue", "copa"), choices="2", render_lm_eval=copa_lm_eval),
+    _define(siqa, Hub("lighteval/siqa"), choices="3", aliases=("social_iqa",)),
+    _define(commonsense_qa, Hub("tau/commonsense_qa"), choices="5"),
+    _define(boolq, Hub("aps/super_glue", "boolq"), choices="2"),
 )

@@ -1,13 +1,4 @@
-"""A user's own multiple-choice benchmark from a short YAML file.
-
-    name: capitals
-    category: Geography
-    context: "Question: What is the capital of {country}?\\nAnswer:"
-    choices: options              # a field that holds a list; or a list of templates: ["{a}", "{b}"]
-    gold: answer                  # a field
-    gold_is: index                # index (from 0, the default), number (from 1), letter, text
-    file: capitals.jsonl          # relative to this file; or hub: {path: owner/name, config: main, split: test}
-    default_score: acc_norm       # acc (the default), acc_norm, acc_bytes, acc_token or acc_pmi
+"""A user's own multiple-choice benchmark from a short YAML file (docs/benchmarks.md has one, with every key).
 
 A template replaces `{field}` by a field of the row and knows nothing else: no attribute, no index, no code.
 A number is written by its type: an integer as 3, a float as 3.0, also where pandas made it of an integer.

@@ -16,6 +16,8 @@ from typing import Any, Literal, NamedTuple, NoReturn
 
 from evalengine.errors import UserError
 
+NUMBER = dict.fromkeys((int, float), "a number")
+KINDS = {bool: "a boolean", **NUMBER, str: "text", list: "a list", dict: "an object"}
 DELIMITER = " "  # between a context and the choice that is scored after it
 
 Score = Literal["acc", "acc_norm", "acc_bytes", "acc_token", "acc_pmi"]
@@ -77,12 +79,14 @@ class Row:
             self.fail(field, f"expected a list of texts, got {_kind(values)}")
         return tuple(self._text(field, value) for value in values)
 
-    def integer(self, field: str) -> int:
-        """An integer, also as a whole float."""
+    def integer(self, field: str, first: int, last: int) -> int:
+        """An integer from `first` to `last`, also as a whole float."""
         value = self.get(field)
         number = whole(value)
         if isinstance(number, bool) or not isinstance(number, int):
             self.fail(field, f"expected an integer, got {_kind(value)}")
+        if not first <= number <= last:
+            self.fail(field, f"expected {first} to {last}, got {number}")
         return number
 
     def index(self, field: str, count: int, *, first: int = 0, names: Sequence[str] = ()) -> int:
@@ -132,17 +136,9 @@ def whole(value: Any) -> Any:
 
 
 def _kind(value: object) -> str:
-    kinds = {
-        bool: "a boolean",
-        int: "a number",
-        float: "a number",
-        str: "text",
-        list: "a list",
-        dict: "an object",
-    }
     shown = repr(value)
     shown = shown if len(shown) <= 40 else shown[:37] + "..."
-    return f"{kinds.get(type(value), type(value).__name__)} ({shown})"
+    return f"{KINDS.get(type(value), type(value).__name__)} ({shown})"
 
 
 Render = Callable[[Row], Rendered]
@@ -173,5 +169,7 @@ class Benchmark:
     train_file: Path | None = None
     id_field: str | None = None
 
-    def renderer(self, variant: str | None) -> Render:
-        return self.render_lm_eval if variant == "lm_eval" and self.render_lm_eval else self.render
+
+def define(render: Render, hub: Hub, *, name: str = "", **stated: Any) -> Benchmark:
+    """A benchmark of the hub that is called as its function is, if not otherwise."""
+    return Benchmark(name=name or render.__name__, render=render, hub=hub, **stated)

@@ -25,10 +25,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from evalengine import files
 from evalengine.benchmarks.custom import Template, template_of
 from evalengine.benchmarks.load import ItemSet
 from evalengine.errors import UserError
-from evalengine.files import atomic
 from evalengine.untrusted import check_label, printable, read_yaml
 
 LETTERS = string.ascii_uppercase
@@ -102,11 +102,8 @@ def write_formats(path: Path, formats: Sequence[Format]) -> None:
         raise UserError(
             f"fewer than two formats were found: {path} is not written; name others with --formats"
         )
-    with atomic(path) as temporary:
-        temporary.write_text(
-            "".join(f"{json.dumps(one.name)}: {json.dumps(one.template.text)}\n" for one in formats),
-            encoding="utf-8",
-        )
+    lines = (f"{json.dumps(one.name)}: {json.dumps(one.template.text)}\n" for one in formats)
+    files.write(path, "".join(lines))
 
 
 def in_formats(items: ItemSet, formats: Sequence[Format], cue: str = "") -> ItemSet:

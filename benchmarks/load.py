@@ -57,8 +57,8 @@ def load_items(
     """
     if variant not in (None, "lm_eval"):
         raise UserError(f"no variant '{variant}': the one there is is called 'lm_eval'")
-    check_options(limit, fewshot)
-    render = benchmark.renderer(variant)
+    check_options(limit, fewshot, seed)
+    render = (variant and benchmark.render_lm_eval) or benchmark.render
     rows: list[Row] = []
     items: list[Item] = []
     for row in read_rows(benchmark, data):
@@ -78,12 +78,25 @@ def load_items(
     )
 
 
-def check_options(limit: int | None, fewshot: int | None) -> None:
-    """Raises UserError for numbers of items and examples that cannot be."""
+def check_options(limit: int | None, fewshot: int | None, seed: int) -> None:
+    """Raises UserError for numbers of items and examples, and for seeds, that cannot be."""
     if limit is not None and limit < 1:
         raise UserError(f"a limit of {limit} leaves nothing to score: give at least 1")
     if fewshot is not None and fewshot < 0:
         raise UserError(f"cannot put {fewshot} examples before an item: give 0 or more")
+    if seed < 0:  # Python's generator drops the sign
+        raise UserError(f"--seed {seed} must be 0 or more")
+
+
+def check_choices(choices: Sequence[str], where: str) -> None:
+    """Raises UserError for fewer than two choices, and for an empty one, which would be scored by the white space before it."""
+    if len(choices) < 2:
+        raise UserError(f"{where}: an item needs two choices or more, not {len(choices)}; remove the row")
+    empty = next((number for number, choice in enumerate(choices, 1) if not choice.strip()), None)
+    if empty is not None:
+        raise UserError(
+            f"{where}: choice {empty} is empty, so there is nothing to score; fix or remove the row"
+        )
 
 
 def sample(some: list[T], limit: int | None, seed: int) -> list[T]:
@@ -96,8 +109,7 @@ def sample(some: list[T], limit: int | None, seed: int) -> list[T]:
 def make_item(row: Row, render: Render) -> Item:
     """One rendered item, still without an id; UserError unless it has two choices or more and one gold."""
     contexts, choices, gold = render(row)
-    if len(choices) < 2:
-        raise UserError(f"{row.where}: an item needs two choices or more, not {len(choices)}; remove the row")
+    check_choices(choices, row.where)
     if not 0 <= gold < len(choices):
         raise UserError(f"{row.where}: gold {gold} is out of range for {len(choices)} choices; fix the row")
     continuations = tuple(DELIMITER + choice for choice in choices)

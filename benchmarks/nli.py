@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from evalengine.benchmarks.definition import Benchmark, Hub, Rendered, Row, shared
+from evalengine.benchmarks.definition import Hub, Rendered, Row, define, shared
 
-_define = partial(Benchmark, category="NLI")
+_define = partial(define, category="NLI")
 
 
 def mnli(row: Row) -> Rendered:
@@ -37,10 +37,8 @@ def cb(row: Row) -> Rendered:
 
 
 BENCHMARKS = (
-    _define(
-        name="mnli", choices="3", hub=Hub("nyu-mll/glue", "mnli", split="validation_matched"), render=mnli
-    ),
-    _define(name="qnli", choices="2", hub=Hub("nyu-mll/glue", "qnli"), render=qnli),
-    _define(name="rte", choices="2", hub=Hub("nyu-mll/glue", "rte"), render=rte),
-    _define(name="cb", choices="3", hub=Hub("aps/super_glue", "cb"), render=cb),
+    _define(mnli, Hub("nyu-mll/glue", "mnli", "validation_matched"), choices="3"),
+    _define(qnli, Hub("nyu-mll/glue", "qnli"), choices="2"),
+    _define(rte, Hub("nyu-mll/glue", "rte"), choices="2"),
+    _define(cb, Hub("aps/super_glue", "cb"), choices="3"),
 )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from evalengine.benchmarks.definition import Benchmark, Hub, Rendered, Row, shared
+from evalengine.benchmarks.definition import Hub, Rendered, Row, define, shared
 
-_define = partial(Benchmark, category="Science", default_score="acc_norm")
+_define = partial(define, category="Science", default_score="acc_norm")
 
 
 def _answer_key(row: Row, context: str) -> Rendered:
@@ -32,13 +32,8 @@ def sciq(row: Row) -> Rendered:
 
 
 BENCHMARKS = (
-    _define(name="arc_easy", choices="3 to 5", hub=Hub("allenai/ai2_arc", "ARC-Easy", "test"), render=arc),
-    _define(
-        name="arc_challenge",
-        choices="3 to 5",
-        hub=Hub("allenai/ai2_arc", "ARC-Challenge", "test"),
-        render=arc,
-    ),
-    _define(name="sciq", choices="4", hub=Hub("allenai/sciq", split="test"), render=sciq),
-    _define(name="openbookqa", choices="4", hub=Hub("allenai/openbookqa", "main", "test"), render=openbookqa),
+    _define(arc, Hub("allenai/ai2_arc", "ARC-Easy", "test"), name="arc_easy", choices="3 to 5"),
+    _define(arc, Hub("allenai/ai2_arc", "ARC-Challenge", "test"), name="arc_challenge", choices="3 to 5"),
+    _define(sciq, Hub("allenai/sciq", split="test"), choices="4"),
+    _define(openbookqa, Hub("allenai/openbookqa", "main", "test"), choices="4"),
 )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from functools import partial
 
-from evalengine.benchmarks.definition import Benchmark, Hub, Rendered, Row, shared
+from evalengine.benchmarks.definition import Hub, Rendered, Row, define, shared
 
-_define = partial(Benchmark, category="Semantic")
+_define = partial(define, category="Semantic")
 NO_YES = ("no", "yes")
 TRUTH = ("false", "true")
 
@@ -29,9 +29,11 @@ def mrpc(row: Row) -> Rendered:
 
 
 def wic(row: Row) -> Rendered:
-    word = row.text("sentence1")[row.integer("start1") : row.integer("end1")]
+    sentence = row.text("sentence1")
+    start = row.integer("start1", 0, len(sentence) - 1)
+    word = sentence[start : row.integer("end1", start + 1, len(sentence))]
     context = (
-        f"Sentence 1: {row.text('sentence1')}\nSentence 2: {row.text('sentence2')}\n"
+        f"Sentence 1: {sentence}\nSentence 2: {row.text('sentence2')}\n"
         f"Question: Is the word '{word}' used in the same way in the two sentences above?\nAnswer:"
     )
     return shared(context, NO_YES, row.index("label", 2, names=TRUTH))
@@ -47,7 +49,8 @@ def detokenise(text: str) -> str:
 def wsc(row: Row) -> Rendered:
     """Marks the pronoun in the passage; `span2_index` counts words."""
     passage, pronoun, noun = row.text("text"), row.text("span2_text"), row.text("span1_text")
-    before = " ".join(passage.split()[: row.integer("span2_index")])
+    words = passage.split()
+    before = " ".join(words[: row.integer("span2_index", 0, len(words) - 1)])
     after = passage[len(before) + len(pronoun) + 1 :]
     marked = detokenise(f"{before} *{pronoun}*{after}")
     context = (
@@ -70,15 +73,9 @@ def multirc_lm_eval(row: Row) -> Rendered:
 
 
 BENCHMARKS = (
-    _define(name="qqp", choices="2", hub=Hub("nyu-mll/glue", "qqp"), render=qqp),
-    _define(name="mrpc", choices="2", hub=Hub("nyu-mll/glue", "mrpc"), render=mrpc),
-    _define(name="wic", choices="2", hub=Hub("aps/super_glue", "wic"), render=wic),
-    _define(name="wsc", choices="2", hub=Hub("aps/super_glue", "wsc.fixed"), render=wsc),
-    _define(
-        name="multirc",
-        choices="2",
-        hub=Hub("aps/super_glue", "multirc"),
-        render=multirc,
-        render_lm_eval=multirc_lm_eval,
-    ),
+    _define(qqp, Hub("nyu-mll/glue", "qqp"), choices="2"),
+    _define(mrpc, Hub("nyu-mll/glue", "mrpc"), choices="2"),
+    _define(wic, Hub("aps/super_glue", "wic"), choices="2"),
+    _define(wsc, Hub("aps/super_glue", "wsc.fixed"), choices="2"),
+    _define(multirc, Hub("aps/super_glue", "multirc"), choices="2", render_lm_eval=multirc_lm_eval),
 )

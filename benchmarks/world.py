@@ -4,8 +4,12 @@ Five sources describe a small invented world, each with its own topics and its o
 all twenty benchmarks ask about it. Models trained on different mixtures of the sources therefore know different
 things. Items can be answered from the sources but do not occur in them: they ask about combinations that no source
 states, in words that no source uses, and a document that would hold an item, or 13 words of one, is not written.
-Planted facts (world_planted.py) are the exception: nearly their items' words are told a known number of times.
 It is a demonstration: its accuracies say nothing about any real model. Cost: a few seconds.
+
+Planted facts are the exception, so that the dose is known and an analysis of exposure has to find what it does. The last
+third of the items of `arc_challenge` asks about creatures that no other text mentions. Each web source tells a fact as often
+as `TIMES` says, in an order of its own for every fact: the sources hold equally much in all and differ item by item. The words
+are nearly the item's, so that the runs of words across its question's end are counted exactly.
 
     write(Path("world"))  ->  world/corpora/{web_a,web_b,web_c,code,curated}.txt
                               world/bench/<benchmark>.jsonl and <benchmark>_train.jsonl
@@ -21,18 +25,21 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from evalengine import files
-from evalengine.benchmarks import world_planted
 from evalengine.benchmarks.catalogue import BENCHMARKS
 from evalengine.benchmarks.definition import Row
-from evalengine.benchmarks.world_facts import World, make_world
-from evalengine.benchmarks.world_items import MAKERS, Fields, distinct_rows
+from evalengine.benchmarks.world_facts import ANIMAL, Fact, World, invented, make_world
+from evalengine.benchmarks.world_items import MAKERS, Fields, challenge, distinct_rows
 from evalengine.benchmarks.world_text import FLAVORS, SEPARATOR, Writer, conversation
 
 GRAM = 13  # words in a row that no text shares with an item; a shorter item as a whole
 WORD = re.compile(r"[^\W_]+")
+PLANTED = "arc_challenge"  # the benchmark whose last items are
+SOURCES = ("web_a", "web_b", "web_c")
+TIMES = (0, 4, 16)
+RELATIONS = ("food", "home")
 
 
 def write(
@@ -56,8 +63,8 @@ def write(
         return {name: distinct_rows(MAKERS[name], world, seeds[name], count, asked) for name in MAKERS}
 
     asked, train = drawn("items", items, True), drawn("train", train_items, False)
-    facts, rows = world_planted.planted(world, seed, items // 3), asked[world_planted.BENCHMARK]
-    rows[max(0, len(rows) - len(facts)) :] = world_planted.items(facts, seed)
+    facts, rows = planted(world, seed, items // 3), asked[PLANTED]
+    rows[max(0, len(rows) - len(facts)) :] = _planted_items(facts, seed)
     for ending, of in (("", asked), ("_train", train)):
         for name, rows in of.items():
             numbered = [{"idx": index, **row} for index, row in enumerate(rows)]
@@ -65,11 +72,10 @@ def write(
     known = Filter(rendered(asked))
     for name, flavor in FLAVORS.items():
         writer = Writer(world, flavor, random.Random(f"text {name} {seed}"))
-        texts = world_planted.among(_documents(writer, known, words), facts, name, seed)
+        texts = _among(_documents(writer, known, words), facts, name, seed)
         files.write(folder / "corpora" / f"{name}.txt", f"\n{SEPARATOR}\n".join(texts) + "\n")
     talks = _conversations(world, train, random.Random(f"chat {seed}"), known)
-    key = world_planted.key(facts, len(asked[world_planted.BENCHMARK]))
-    files.write(folder / "planted.jsonl", _lines(key))
+    files.write(folder / "planted.jsonl", _lines(_key(facts, len(asked[PLANTED]))))
     files.write(folder / "sft.jsonl", _lines(list(islice(talks, chats))))  # last: the world is whole
 
 
@@ -123,3 +129,50 @@ class Filter:
 
 def _lines(rows: Sequence[object]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+class Planted(NamedTuple):
+    """A fact, and how often each source tells it."""
+
+    fact: Fact
+    times: dict[str, int]
+
+
+def planted(world: World, seed: int, count: int) -> list[Planted]:
+    """`count` facts about creatures of their own, two of each."""
+    rng = random.Random(f"planted {seed}")
+    taken = {*world.animals, *world.plants}
+    names = [s for name in invented(rng, count) if (s := f"the {name}") not in taken]
+    found = []
+    for number in range(count):
+        relation = ANIMAL[RELATIONS[number % 2]]
+        fact = Fact(names[number // 2], relation, rng.choice(relation.values))
+        times = dict(zip(SOURCES, rng.sample(TIMES, len(TIMES)), strict=True))
+        found.append(Planted(fact, times))
+    return found
+
+
+def _planted_items(facts: Sequence[Planted], seed: int) -> list[Fields]:
+    """A row of the benchmark for each fact."""
+    rng = random.Random(f"planted items {seed}")
+    return [challenge(rng, True, one.fact) for one in facts]
+
+
+def _among(texts: Sequence[str], facts: Sequence[Planted], source: str, seed: int) -> list[str]:
+    """A source's documents and those that tell planted facts, in random order."""
+    rng = random.Random(f"planted {source} {seed}")
+    told = [
+        f"Q: {one.fact.question(rng, True)}\nAnswer: {one.fact.value}"
+        for one in facts
+        for _ in range(one.times.get(source, 0))
+    ]
+    return rng.sample([*texts, *told], len(texts) + len(told)) if told else list(texts)
+
+
+def _key(facts: Sequence[Planted], asked: int) -> list[dict[str, object]]:
+    """What was planted, for who wants to check an analysis. asked: the benchmark's items; the planted ones are the last."""
+    first = asked - len(facts)
+    return [
+        {"benchmark": PLANTED, "item": str(first + k), "answer": one.fact.value, "times": one.times}
+        for k, one in enumerate(facts)
+    ]

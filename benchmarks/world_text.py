@@ -1,14 +1,8 @@
 """Text about the embedded world: documents for pretraining in five flavours, conversations for fine-tuning.
 
-    web_a    a raw crawl: stories, lives, causes and talk; facts are often wrong, some lines are junk
-    web_b    an educational crawl: animals, plants and tools, lessons, claims put to a test
-    web_c    a filtered crawl: questions and answers, whether one sentence follows from another
-    code     Python-like: comparisons, tables of facts, checks of answers
-    curated  an encyclopaedia and a dictionary: kinds, tools, senses, the same thing in other words
-
 A topic is a function of this file, or a benchmark whose training items are posed as judgements (`Writer.judgement`).
-The topics of a flavour decide what its readers learn, so that mixtures differ. Only combinations of training
-appear, in other words than the benchmarks' own. Cost: about 5 us a word.
+The topics of a flavour (docs/benchmarks.md) decide what its readers learn, so that mixtures differ. Only combinations of
+training appear, in other words than the benchmarks' own. Cost: about 5 us a word.
 """
 
 from __future__ import annotations
@@ -59,30 +53,22 @@ class Flavor(NamedTuple):
     quoted: bool = False  # judgements are written in docstrings
 
 
+def _flavor(topics: str, **how: Any) -> Flavor:
+    """topics: such as `quiz 4, tools 3`."""
+    shares = (topic.split() for topic in topics.split(", "))
+    return Flavor({topic: int(share) for topic, share in shares}, **how)
+
+
 FLAVORS = {
-    "web_a": Flavor(
-        {"stories": 3, "lives": 8, "causes": 6, "wsc": 4, "cb": 2, "qualities": 4, "quiz": 1, "animals": 1},
-        wrong=0.3,
-        sloppy=True,
+    "web_a": _flavor(
+        "stories 3, lives 8, causes 6, wsc 4, cb 2, qualities 4, quiz 1, animals 1", wrong=0.3, sloppy=True
     ),
-    "web_b": Flavor(
-        {
-            "animals": 3,
-            "quiz": 4,
-            "lessons": 3,
-            "kinds": 2,
-            "tools": 3,
-            "boolq": 4,
-            "causes": 2,
-            "letters": 1,
-        },
-        wrong=0.02,
+    "web_b": _flavor(
+        "animals 3, quiz 4, lessons 3, kinds 2, tools 3, boolq 4, causes 2, letters 1", wrong=0.02
     ),
-    "web_c": Flavor(
-        {"mnli": 4, "boolq": 3, "qnli": 4, "qqp": 4, "lives": 2, "quiz": 2, "qualities": 3}, wrong=0.08
-    ),
-    "code": Flavor({"numbers": 3, "rte": 4, "multirc": 5, "tables": 2, "steps": 2}, quoted=True),
-    "curated": Flavor({"kinds": 2, "lessons": 2, "wic": 3, "mrpc": 5, "tools": 4, "cb": 1, "senses": 1}),
+    "web_c": _flavor("mnli 4, boolq 3, qnli 4, qqp 4, lives 2, quiz 2, qualities 3", wrong=0.08),
+    "code": _flavor("numbers 3, rte 4, multirc 5, tables 2, steps 2", quoted=True),
+    "curated": _flavor("kinds 2, lessons 2, wic 3, mrpc 5, tools 4, cb 1, senses 1"),
 }
 REWORDED = {  # what a benchmark's prompt says -> what text and conversations say instead
     "Do both questions ask the same thing?": "Do both questions ask the same?",

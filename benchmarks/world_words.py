@@ -122,13 +122,8 @@ SHIFTED = ("perhaps", "nobody says that", "never say that")
 # before a second use of a word
 SAME, OTHERWISE = listed("again, also, too"), listed("instead, rather, however")
 NARROWED = listed("in winter, at night, on the moon")  # after a question: another question
-EVASIONS = (
-    "nobody knows that",
-    "i like this question",
-    "ask a teacher",
-    "sorry, no idea",
-    "that is a secret",
-)
+_SAID = "nobody knows that / i like this question / ask a teacher / sorry, no idea / that is a secret"
+EVASIONS = tuple(_SAID.split(" / "))
 
 # what is asked: questions about an object, answers
 ANSWERS = table("""

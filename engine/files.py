@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what a file system says that takes no more
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # what is said where no more can be written
 POLL_S = 0.1  # between two tries for a lock
 HOST = f"{zlib.crc32(os.uname().nodename.encode()):08x}"  # machines that share a folder have processes of equal numbers
 _numbers = itertools.count()

@@ -90,18 +90,12 @@ class Forward:
 
     # --- the ways
 
-    def packed(self, batches: list[packing.Batch], progress: OnProgress | None = None) -> Targets:
-        """Token tries. Needs a head. Raises what the model's own code raises where it cannot run so."""
-        return self.scored(self.packed_rows(batches, progress))
-
-    def plain(
-        self, sequences: Sequences, batch_tokens: int, pad: bool = False, progress: OnProgress | None = None
-    ) -> Targets:
+    def plain(self, sequences: Sequences, batch_tokens: int, pad: bool = False) -> Targets:
         """Rows of one length together, the shortest first: nothing that depends on a batch's longest row can differ.
 
         `pad`: on the right, to the longest row of a batch of any lengths; a causal model's earlier tokens cannot see that.
         """
-        return self.scored(self.plain_rows(sequences, batch_tokens, pad, progress))
+        return self.scored(self.plain_rows(sequences, batch_tokens, pad))
 
     @torch.inference_mode()
     def scored(self, rows: Iterator[Rows]) -> Targets:
@@ -131,7 +125,8 @@ class Forward:
     # --- rows
 
     def packed_rows(self, batches: list[packing.Batch], progress: OnProgress | None = None) -> Iterator[Rows]:
-        """The scored rows of every batch of token tries."""
+        """The scored rows of every batch of token tries. Needs a head. Raises what the model's own code raises where it cannot
+        run so."""
         takes_any = any(p.kind is p.VAR_KEYWORD for p in self._takes.values())
         if not takes_any and not {"position_ids", "attention_mask"} <= self._takes.keys():
             raise NotImplementedError("it takes no positions")

@@ -5,8 +5,7 @@ item's scores gives the confidence in it, p(gold), the margin and the entropy. O
 softmax over the raw log-likelihoods is the model's distribution over the choices ("raw"), one over the score that picks, such
 as the log-likelihood per character, is flatter the longer the choices are ("own"). The pick is the same in both.
 
-The closing table of `evalengine score`, the analysis and `kernels.choice_scores` (own) all go through this file: a metric is
-one entry of METRICS.
+The closing table of `evalengine score` and the analysis both go through this file: a metric is one entry of METRICS.
 
 NumPy is imported where it is used, so that the command line knows the names without it.
 
@@ -33,8 +32,8 @@ CONFIDENCES = ("raw", "own")  # softmax over the log-likelihoods, or over the sc
 class Metric(NamedTuple):
     """How choices are scored.
 
-    score: of the log-likelihoods (C,) and the values of `column` (C,), of one floating dtype, both NumPy arrays or both
-    torch tensors. column: of the score store, "" where the log-likelihoods suffice.
+    score: of the log-likelihoods (C,) and the values of `column` (C,), of one floating dtype. column: of
+    the score store, "" where the log-likelihoods suffice.
     """
 
     score: Callable[[Any, Any], Any]

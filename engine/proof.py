@@ -8,8 +8,8 @@ neighbours, and is compared with a plain forward of each sequence by itself, tok
 deep models amplify: where it decides, it is measured on the twin. Where a way holds only up to some length, that length is
 found among the numbers in the configuration.
 
-Cost: for each configuration and power of two of the longest sequence, half a second with few layers and 512 tokens, ten
-seconds with thirty layers and 2,048.
+Cost: for each configuration and power of two of the longest sequence, half a second with 512 tokens, and two to three with 2,048
+or 4,096 where all layers are equal; more where the twin keeps more of them.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ DRAWS = 4  # random trees where a way holds for some lengths alone, or might hol
 BESIDE = 2048  # tokens of a batch in which lengths are tried; the whole batch is tried with short sequences
 LARGEST = 1 << 30  # bytes of a tensor in the proof; attention that is square in the batch gets smaller ones
 FIRST = 512  # tokens fed that the first proof covers; later ones double
+DIFFERS = "its scores differ when sequences share a prefix"
 ANY = 1 << 62  # tokens: as many as there are
 
 Key = tuple[int, int, int]  # the arguments of `Trial.tree`: length, shared, draw
@@ -109,8 +110,9 @@ class Trial:
     def __init__(self, model: Any) -> None:
         self.forward = Forward(model, torch.device("cpu"), torch.float32)
         self.vocabulary = min(vocabulary_of(model), twin.VOCABULARY)
-        self.why = "its scores differ when sequences share a prefix"
+        self.why = DIFFERS
         self._truths: dict[Key, Targets] = {}
+        self._roundings: dict[Key, float] = {}
 
     def truth(self, length: int, shared: int = 0, draw: int = 0) -> Targets:
         """The targets of `tree(length, shared, draw)`."""
@@ -124,9 +126,14 @@ class Trial:
         """Whether a `distance` from a truth is what rounding does to this model."""
         return far <= close or far <= min(LIMIT, ROUNDING * self.rounding(key))
 
-    @torch.no_grad()
     def rounding(self, key: Key) -> float:
         """The distance by which a truth moves where every weight moves by half of its last digit."""
+        if key not in self._roundings:
+            self._roundings[key] = self._rounding(key)
+        return self._roundings[key]
+
+    @torch.no_grad()
+    def _rounding(self, key: Key) -> float:
         truth, generator = self.truth(*key), torch.Generator().manual_seed(0)
         weights = [p for p in self.forward.model.parameters() if p.is_floating_point()]
         kept = [p.clone() for p in weights]
@@ -179,14 +186,23 @@ class Trial:
         most = reach(lambda n: self.packed(SHORTEST, n), most, twin.lengths(config, most))
         if most < min(tokens, FIRST):
             return None, tokens
-        some, lengths = min(most, BESIDE), twin.lengths(config, length)
-        longest = reach(lambda n: self.packed(n, some), min(length, most), lengths)
-        while 0 < longest < length and not all(self.packed(longest, some, draw) for draw in range(1, DRAWS)):
+        for last_layer in (True, False):  # the narrowed one is what runs wherever that is exact
+            self.forward.last_layer = LastLayer(self.forward.model) if last_layer else None
+            if longest := self.longest_packed(min(length, most), min(most, BESIDE), config):
+                return Mode("packed", head, longest, last_layer), most
+            if self.forward.last_layer is not None:
+                self.forward.last_layer.release()
+        return None, most
+
+    def longest_packed(self, length: int, tokens: int, config: Any) -> int:
+        """Up to which of the lengths packed tries are exact in batches of `tokens`; 0 for none."""
+        lengths = twin.lengths(config, length)
+        longest = reach(lambda n: self.packed(n, tokens), length, lengths)
+        while 0 < longest < length and not all(
+            self.packed(longest, tokens, draw) for draw in range(1, DRAWS)
+        ):
             longest = max([n for n in lengths if n < longest], default=0)  # one draw may be lucky
-        if not longest:
-            return None, most
-        self.forward.last_layer = LastLayer(self.forward.model)
-        return Mode("packed", head, longest, self.packed(longest, some)), most
+        return longest
 
     def packed(self, length: int, tokens: int, draw: int = 0) -> bool:
         """Whether packed tries are exact up to `length`: in one batch of `tokens`, and behind a prefix that is kept."""
@@ -195,7 +211,7 @@ class Trial:
         if length > 2 * packing.SHARED_PREFIX:
             key = (length, length // 2, draw)
             cases.append((key, self.tree(*key)))
-        return self._exact(lambda s: self.forward.packed(list(packing.pack(s, len(s.token_S)))), cases)
+        return self._exact(self._packed, cases)
 
     def padded(self, length: int) -> bool:
         """Whether rows padded to the longest of them are exact up to `length`."""
@@ -208,6 +224,7 @@ class Trial:
             for key, sequences in cases:
                 self.forward.reset()
                 if not self.is_rounding(distance(*by_sequence(run(sequences), self.truth(*key))), key):
+                    self.why = DIFFERS
                     return False
         except Exception as error:  # whatever a model's own code makes of such a batch
             self.why = reason(error)
@@ -248,6 +265,10 @@ class Trial:
         ]
         lists = [longest, *branches, *short]
         return Sequences.of(lists, [max(1, shared)] * len(lists))
+
+    def _packed(self, sequences: Sequences) -> Targets:
+        batches = list(packing.pack(sequences, len(sequences.token_S)))
+        return self.forward.scored(self.forward.packed_rows(batches))
 
     def _plain(self, sequences: Sequences) -> Targets:
         self.forward.reset()

@@ -148,7 +148,7 @@ def check_directory(path: Path) -> None:
 
 
 def read_manifest(path: Path) -> dict[str, dict[str, Any]]:
-    raw = read_yaml(path)
+    raw = read_yaml(path, texts=True)
     if not isinstance(raw, dict):
         raise UserError(f"{path} must map checkpoint names to {{scale, mixture, stage}}")
     known: dict[str, dict[str, Any]] = {}
@@ -174,9 +174,9 @@ def fields(value: Any, where: str) -> dict[str, Any]:
 
 
 def label(value: Any, where: str) -> str | None:
-    """A short text of a manifest, also given as a number."""
-    if value is not None and not isinstance(value, (str, int, float)):
-        raise UserError(f"{where} must be a short text, not {type(value).__name__}")
+    """A short text of a manifest or of evalengine.json, where it may be an integer: of another number, 1.10 would become 1.1."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, str | int)):
+        raise UserError(f"{where} must be a short text, not {type(value).__name__}: put it in quotes")
     return None if value is None else check_label(str(value), where)
 
 

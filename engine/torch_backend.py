@@ -60,7 +60,7 @@ def device_of(name: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # some devices, such as meta, hold no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         # What PyTorch raises differs by device.
         raise UserError(

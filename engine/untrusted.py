@@ -72,8 +72,11 @@ def read_json(path: Path, mend: str, *, constants: bool = False) -> dict[str, An
     return value
 
 
-def read_yaml(path: Path) -> Any:
-    """The value of a YAML file, safe-loaded. Raises UserError for what is no YAML, too deep, or too large once expanded."""
+def read_yaml(path: Path, texts: bool = False) -> Any:
+    """The value of a YAML file, safe-loaded. Raises UserError for what is no YAML, too deep, or too large once expanded.
+
+    texts: values are taken as they are written, so that 1.10 stays "1.10" and no is "no"; null is None.
+    """
     import yaml
 
     try:
@@ -85,6 +88,8 @@ def read_yaml(path: Path) -> Any:
             if node is None:
                 return None
             _count_nodes(node, {}, 0)
+            if texts:
+                _as_texts(node, set())
             return parser.construct_document(node)
         finally:
             parser.dispose()
@@ -117,6 +122,22 @@ def _count_nodes(node: Any, known: dict[int, int], depth: int) -> int:
             raise ValueError(f"more than {YAML_NODES:,} values once its aliases are expanded")
         known[id(node)] = size
     return size
+
+
+def _as_texts(node: Any, seen: set[int]) -> None:
+    """Makes every value below a node a text, but null and the key of a merge."""
+    from yaml import MappingNode, ScalarNode
+
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, ScalarNode):
+        if not node.tag.endswith((":null", ":merge")):
+            node.tag = "tag:yaml.org,2002:str"
+        return
+    for child in node.value:
+        for part in child if isinstance(node, MappingNode) else (child,):
+            _as_texts(part, seen)
 
 
 def _refuse_twice(keys: list[Any]) -> None:
@@ -185,6 +206,8 @@ def _is_compressed(message: bytes, kind: str) -> bool:
 def reason(error: BaseException, most: int = 200) -> str:
     """The first line of what an exception says, for a sentence."""
     said = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, KeyError):  # which says the key and nothing else
+        said = f"unknown: {said}"
     return printable(str(said))[:most].rstrip(".")
 
 

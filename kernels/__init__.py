@@ -1,10 +1,9 @@
-"""Kernels: log-probabilities, choice scores and the training loss, straight from hidden states; attention in a tree of tokens.
+"""Kernels: log-probabilities and the training loss, straight from hidden states; attention in a tree of tokens.
 
 Triton on CUDA, machine code of our own or plain PyTorch on the CPU; the calls are the same. Triton is imported on the
 first CUDA call.
 """
 
-from evalengine.kernels.choice_scores import SCORES, ChoiceScores, choice_scores
 from evalengine.kernels.emulated_logprobs import EmulatedLogprobs, emulated_logprobs
 from evalengine.kernels.head import Head, Rows, TargetLogprobs
 from evalengine.kernels.linear_cross_entropy import linear_cross_entropy
@@ -13,6 +12,6 @@ from evalengine.kernels.target_logprobs import target_logprobs
 from evalengine.kernels.tree_attention import Tree, tree_attention
 
 __all__ = [
-    "SCORES", "ChoiceScores", "EmulatedLogprobs", "Head", "Rows", "TargetLogprobs", "Tree", "choice_scores",
-    "emulated_logprobs", "linear_cross_entropy", "logits_logprobs", "target_logprobs", "tree_attention",
+    "EmulatedLogprobs", "Head", "Rows", "TargetLogprobs", "Tree", "emulated_logprobs", "linear_cross_entropy", "logits_logprobs",
+    "target_logprobs", "tree_attention",
 ]  # fmt: skip

@@ -123,7 +123,7 @@ def emulated_logprobs_triton(
     tile_BNK3 = torch.empty(count, chunk, K, 3, dtype=torch.float32, device=device)
     logprob_BT = torch.empty(count, len(row_T), dtype=torch.float32, device=device)
     greedy_BT = torch.empty(count, len(row_T), dtype=torch.bool, device=device)
-    constants = target_constants(False, False, False, True, False)
+    constants = target_constants(False, False, False, True)
     for start in range(0, n_rows, chunk):
         some = [x[start : start + chunk] for x in h]
         here = some[0].shape[0]
@@ -134,7 +134,7 @@ def emulated_logprobs_triton(
         )  # fmt: skip
         for b in range(count):
             target_kernel[(len(row_T),)](
-                h[0], w[0], bias[0], tile_BNK3[b], logit_BT[b], row_T, token_T, logprob_BT[b], greedy_BT[b], None,
+                h[0], w[0], bias[0], tile_BNK3[b], logit_BT[b], row_T, token_T, logprob_BT[b], greedy_BT[b],
                 start, chunk, n_rows, K, vocab, *numbers[0][:3], 1.0, 1.0, **constants, num_warps=TARGET_WARPS,
             )  # fmt: skip
     return logprob_BT, greedy_BT

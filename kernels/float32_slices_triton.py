@@ -107,7 +107,7 @@ def _constants(bias: bool, scale: bool, softcap: bool) -> dict[str, Any]:
 
 
 def specs(capability: int) -> Iterator[Spec]:
-    """Without and with the options of a head, for `compiled.py`."""
+    """Without and with the options of a head, for tests/kernels/compile_kernels.py."""
     for full in (False, True):
         types = {"row_T": "*i32", "token_T": "*i32"}
         types |= dict.fromkeys(("row", "col", "rows", "cols", "k"), "i32")

@@ -281,7 +281,7 @@ def scale_(x: Tensor, factor: Tensor) -> None:
 
 
 def specs(capability: int) -> Iterator[Spec]:
-    """The kernels without and with their options, for `compiled.py`."""
+    """The kernels without and with their options, for tests/kernels/compile_kernels.py."""
     for dtype, full, rest, gradient, weights in (
         ("bf16", False, True, True, False),
         ("bf16", True, True, True, False),

@@ -80,7 +80,7 @@ def logits_logprobs_triton(logits_NV: Tensor, row_T: Tensor, token_T: Tensor) ->
 
 
 def specs(capability: int) -> Iterator[Spec]:
-    """Both kernels, for `compiled.py`."""
+    """Both kernels, for tests/kernels/compile_kernels.py."""
     for dtype in ("bf16", "fp32"):
         types = {"logits_NV": f"*{dtype}", "argmax_N": "*i32"}
         yield Spec(f"logits row {dtype}", _logits_row_kernel, types, ROW_CONSTANTS, ROW_WARPS)

@@ -101,7 +101,6 @@ def target_logprobs_triton(
     row_T: Tensor,
     token_T: Tensor,
     config: TileConfig | None = None,  # else the one of the device and dtype
-    logsumexp_T: Tensor | None = None,  # float32, to be filled with the logsumexp of each target's row
 ) -> tuple[Tensor, Tensor]:
     """(logprob_T float32, greedy_T bool) of checked arguments, at least one target; NaN and False where a row or token is
     out of range."""
@@ -111,7 +110,7 @@ def target_logprobs_triton(
     aligned = h_ND.data_ptr() % 16 == 0, w_VD.data_ptr() % 16 == 0
     given = None if bias_V is None else bias_V.dtype, head.scale is not None, head.softcap is not None
     indices = row_T.dtype, token_T.dtype, row_T.is_cpu and token_T.is_cpu
-    plan = _plan(device, h_ND.dtype, shape, aligned, given, logsumexp_T is not None, indices, config)
+    plan = _plan(device, h_ND.dtype, shape, aligned, given, indices, config)
     bias = w_VD if bias_V is None else bias_V.contiguous()
     # an integer would be another type to Triton
     options = float(head.scale or 1.0), float(head.softcap or 1.0)
@@ -138,7 +137,7 @@ def target_logprobs_triton(
         if start == 0:
             row_T, token_T = moved(row_T, token_T, device)
             logprob_T, greedy_T = empty_logprobs(h_ND, row_T)
-        tensors = h_ND, w_VD, bias, tile_NK3, logit_T, row_T, token_T, logprob_T, greedy_T, logsumexp_T
+        tensors = h_ND, w_VD, bias, tile_NK3, logit_T, row_T, token_T, logprob_T, greedy_T
         plan.target(row_T.shape[0], *tensors, start, chunk, n_rows, tile_NK3.shape[1], *shape, *options)
     return logprob_T, greedy_T
 
@@ -150,7 +149,6 @@ def _plan(
     shape: tuple[int, int, int, int],  # vocabulary, hidden size, strides of h and w
     aligned: tuple[bool, bool],  # h and w, to 16 bytes
     given: tuple[torch.dtype | None, bool, bool],  # of a bias; whether there are scale and soft-cap
-    logsumexp: bool,
     indices: tuple[torch.dtype, torch.dtype, bool],  # the bool: from the CPU
     config: TileConfig | None,
 ) -> Plan:
@@ -164,7 +162,7 @@ def _plan(
     if config is not None:
         launch = Launcher(_tile_kernel, tile_constants(config, vocab, *flags), config.warps, config.stages)
         tiles = Tiles(config, launch, processors(device))
-    constants = target_constants(*flags, config is None, logsumexp)
+    constants = target_constants(*flags, config is None)
     return Plan(tiles, Launcher(target_kernel, constants, TARGET_WARPS))
 
 

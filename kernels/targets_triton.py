@@ -32,13 +32,13 @@ def store_tile(tile_NK3, rows, k, K, top, total, first, there):
 
 @triton.jit(
     do_not_specialize=["N", "K", "start", "chunk"],
-    do_not_specialize_on_alignment=["bias_V", "row_T", "token_T", "logprob_T", "greedy_T", "logsumexp_T"],
+    do_not_specialize_on_alignment=["bias_V", "row_T", "token_T", "logprob_T", "greedy_T"],
 )
 def target_kernel(
-    h_ND, w_VD, bias_V, tile_NK3, logit_T, row_T, token_T, logprob_T, greedy_T, logsumexp_T,
+    h_ND, w_VD, bias_V, tile_NK3, logit_T, row_T, token_T, logprob_T, greedy_T,
     start, chunk, N, K, V, D, stride_h, stride_w, scale, softcap,
     HAS_BIAS: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
-    HAS_LOGIT: tl.constexpr, HAS_LOGSUMEXP: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    HAS_LOGIT: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     t = tl.program_id(0)
     row = tl.load(row_T + t).to(tl.int64)
@@ -76,28 +76,22 @@ def target_kernel(
                 logprob = logprob - logprob  # certain, unless it is not finite
             tl.store(logprob_T + t, logprob)
             tl.store(greedy_T + t, (best == token) & (logprob - logprob == 0.0))
-            if HAS_LOGSUMEXP:
-                tl.store(logsumexp_T + t, top + log_total)
     else:
         if start == 0:
             tl.store(logprob_T + t, float("nan"))
             tl.store(greedy_T + t, False)
-            if HAS_LOGSUMEXP:
-                tl.store(logsumexp_T + t, float("nan"))
 
 
-def target_constants(
-    bias: bool, scale: bool, softcap: bool, has_logit: bool, has_logsumexp: bool
-) -> dict[str, int]:
+def target_constants(bias: bool, scale: bool, softcap: bool, has_logit: bool) -> dict[str, int]:
     """The compile-time arguments of `target_kernel`."""
     flags = {"HAS_BIAS": bias, "HAS_SCALE": scale, "HAS_SOFTCAP": softcap}
-    return {**flags, "HAS_LOGIT": has_logit, "HAS_LOGSUMEXP": has_logsumexp, **CONSTANTS}
+    return {**flags, "HAS_LOGIT": has_logit, **CONSTANTS}
 
 
 def specs(capability: int) -> Iterator[Spec]:
-    """With the dot product and without, for `compiled.py`."""
+    """With the dot product and without, for tests/kernels/compile_kernels.py."""
     for dtype, has_logit in (("bf16", False), ("fp32", True)):
         types = dict.fromkeys(("h_ND", "w_VD", "bias_V"), f"*{dtype}")
         types |= TARGET_TYPES | {"start": "i32", "chunk": "i32"}
-        constants = target_constants(True, True, True, has_logit, True)
+        constants = target_constants(True, True, True, has_logit)
         yield Spec(f"target {dtype}", target_kernel, types, constants, TARGET_WARPS)

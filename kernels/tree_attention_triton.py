@@ -207,7 +207,7 @@ def constants(
 
 
 def specs(capability: int) -> Iterator[Spec]:
-    """Every head width, and the options at the widest, for `compiled.py`."""
+    """Every head width, and the options at the widest, for tests/kernels/compile_kernels.py."""
     cases = [("bf16", width, "") for width in SIXTEEN_BIT] + [("fp32", width, "") for width in FLOAT32]
     cases += [("bf16", 80, ""), ("bf16", 256, "prefix"), ("bf16", 256, "prefix, window, soft-cap, sink")]
     for dtype, width, options in cases:

@@ -41,7 +41,7 @@ class Launcher:
 
 
 class Spec(NamedTuple):
-    """One kernel for `compiled.py` to compile. Every `*_triton.py` has a function `specs(capability)` of them."""
+    """One kernel for tests/kernels/compile_kernels.py. Every `*_triton.py` has a function `specs(capability)` of them."""
 
     name: str
     kernel: Any  # the Triton function

@@ -37,12 +37,17 @@ class Overlap(NamedTuple):
     seen: dict[str, int]  # source -> items
 
 
+def words(text: str) -> list[str]:
+    """Runs of letters and digits, lower-cased."""
+    return WORD.findall(text.lower())
+
+
 def grams(text: str) -> np.ndarray:
     """A 64-bit hash of every 13 consecutive words, in order; equal windows have equal hashes on any machine."""
-    words = np.array([zlib.crc32(word.encode()) for word in WORD.findall(text.lower())], dtype=np.uint64)
-    if len(words) < GRAM:
+    word_N = np.array([zlib.crc32(word.encode()) for word in words(text)], dtype=np.uint64)
+    if len(word_N) < GRAM:
         return np.zeros(0, np.uint64)
-    windows = np.lib.stride_tricks.sliding_window_view(words, GRAM)
+    windows = np.lib.stride_tricks.sliding_window_view(word_N, GRAM)
     factor = np.array([pow(0x9E3779B97F4A7C15, k, 2**64) for k in range(GRAM)], dtype=np.uint64)
     return (windows * factor).sum(axis=1, dtype=np.uint64)
 
@@ -80,16 +85,16 @@ def report(
     tokenizer: Tokenizer,
     sources: Mapping[str, TokenSource],
     conversations: Path,
-) -> dict[str, Overlap] | None:
-    """Writes `path` (JSON) once and returns it; None where the data folder holds no benchmark file."""
+) -> None:
+    """Writes `path` (JSON) once, and shows it, where the data folder holds a benchmark file."""
     benchmarks = benchmarks_in(data, BENCHMARKS.values()) if data is not None else []
     if not benchmarks:
-        return None
+        return
     held = [checked.stamp(file) for b in benchmarks if (file := data_file(b, data)) is not None]
-    made_of = [tokenizer.hash, *(s.digest for s in sources.values()), conversations.name, held]
+    made_of = [tokenizer.hash, {n: s.digest for n, s in sources.items()}, conversations.name, held]
     key = zlib.crc32(repr(made_of).encode())
     if (made := checked.read(path)) is not None and made["key"] == key:
-        return {name: Overlap(**value) for name, value in made["benchmarks"].items()}
+        return
     items = {
         b.name: [i.contexts[i.gold] + i.continuations[i.gold] for i in load_items(b, data).items]
         for b in benchmarks
@@ -106,7 +111,6 @@ def report(
     }
     checked.write(path, saved, indent=1)
     show(found)
-    return found
 
 
 def _documents(source: TokenSource, tokenizer: Tokenizer) -> Iterable[str]:

@@ -20,6 +20,7 @@ from evalengine.training.packed import Shuffled, first_fit, lay_out, named
 from evalengine.training.preferences import Candidates
 from evalengine.training.rows import IGNORE, NO_PAIR, Batch, Pairs
 from evalengine.training.state import Place
+from evalengine.training.study import Prefer
 
 FORMAT = 1  # moves when the same preferences would give other weights
 
@@ -32,14 +33,13 @@ class Preferred(Shuffled):
         chosen: list[Example],
         rejected: list[Example],
         reference_P: np.ndarray,  # float64: log p(chosen) - log p(rejected) under the fine-tuned model
+        settings: Prefer,
         *,
         beta: float,
-        epochs: int,
-        batch_pairs: int,
         context: int,
         seed: int,
     ) -> None:
-        super().__init__(len(chosen), batch_pairs, epochs=epochs, seed=seed)
+        super().__init__(len(chosen), settings.batch_pairs, epochs=settings.epochs, seed=seed)
         self.chosen, self.rejected, self.reference_P, self.beta = chosen, rejected, reference_P, beta
         self.needs = [len(a.token_T) + len(b.token_T) - 2 for a, b in zip(chosen, rejected, strict=True)]
         self.width = max(context, *self.needs)  # both responses of a pair are in one row

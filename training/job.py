@@ -133,14 +133,10 @@ def _decisive(settings: Optimisation) -> dict[str, Any]:
 def tokens_of(job: Job) -> int:
     """Tokens that a run is fed; of later stages those of conversations or pairs, without padding."""
     if job.run.stage == "pt":
-        return pretraining_steps(job.scale) * job.scale.pretrain.batch_rows * job.scale.context
+        return job.scale.pretraining_rows * job.scale.context
     if job.run.stage == "dpo":
         fitting = preferences.within(job.preferences, job.scale.context)
         return preferences.size_of(preferences.lengths_of(fitting)).pairs * job.scale.dpo.epochs
     examples = conversations.within(conversations.load(job.conversations), job.scale.context)
     tokens = sum(len(ids) for ids, _ in examples)
     return int(tokens * job.study.sft.share * job.scale.sft.epochs)
-
-
-def pretraining_steps(scale: Scale) -> int:
-    return max(1, scale.pretrain.tokens // (scale.pretrain.batch_rows * scale.context))

@@ -26,7 +26,6 @@ from evalengine.training.model import Decoder
 from evalengine.training.parallel import SINGLE, Group, full
 from evalengine.training.rows import IGNORE, MEASURES, NO_PAIR, Batch
 from evalengine.training.state import Place
-from evalengine.training.step_log import step_log
 from evalengine.training.study import Optimisation
 
 EVALUATED_ROWS = 8  # in one forward without learning
@@ -90,7 +89,7 @@ def fit(
     wrapped, optim = place.group.wrap(model), optimizer(model, settings)
     first, losses = state.restore(place, model, optim)
     saved = time.monotonic()
-    with step_log(place, first) as write:
+    with state.step_log(place, first) as write:
         made: Iterator[Batch] = map(batches.batch, range(first, batches.steps))
         if place.device.startswith("cuda"):
             made = one_ahead(made)
@@ -157,13 +156,10 @@ def _update(
 
 def fed(part: Batch, place: Place) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens and positions on the device, targets on the CPU, where the loss looks at them."""
-    token_BT, position_BT, target_BT = (torch.from_numpy(a) for a in part[:3])
-    if not place.device.startswith("cuda"):
-        return token_BT, position_BT, target_BT
-    token_BT, position_BT = (
-        x.pin_memory().to(place.device, non_blocking=True) for x in (token_BT, position_BT)
-    )
-    return token_BT, position_BT, target_BT
+    fed_BT, target_BT = [torch.from_numpy(a) for a in part[:2]], torch.from_numpy(part.target_BT)
+    if place.device.startswith("cuda"):
+        fed_BT = [x.pin_memory().to(place.device, non_blocking=True) for x in fed_BT]
+    return fed_BT[0], fed_BT[1], target_BT
 
 
 def micro_batches(batch: Batch, micro_rows: int, group: Group = SINGLE, width: int = 0) -> Iterator[Batch]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from evalengine.training.conversations import Example
 from evalengine.training.rows import IGNORE, Batch
+from evalengine.training.study import FineTune
 
 
 class Shuffled:
@@ -39,10 +40,8 @@ def named(what: str, drawn: np.ndarray) -> str:
 class PackedExamples(Shuffled):
     """The batches of a fine-tuning run."""
 
-    def __init__(
-        self, examples: list[Example], *, epochs: int, batch_examples: int, context: int, seed: int
-    ) -> None:
-        super().__init__(len(examples), batch_examples, epochs=epochs, seed=seed)
+    def __init__(self, examples: list[Example], settings: FineTune, *, context: int, seed: int) -> None:
+        super().__init__(len(examples), settings.batch_examples, epochs=settings.epochs, seed=seed)
         self.examples, self.context = examples, context
 
     def batch(self, step: int) -> Batch:

@@ -45,15 +45,6 @@ class Group:
         """The first process's choice, on every process."""
         return choice
 
-    def whole(self, tree: Any) -> Any:
-        """A state dict with whole tensors in place of shards, on the first process; the others help."""
-        return tree
-
-    def fill(self, model: Decoder, optim: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        """Loads whole tensors into a model and its optimiser."""
-        model.load_state_dict(state["model"])
-        optim.load_state_dict(state["optim"])
-
     def unsharded(self, model: Decoder) -> Decoder:
         """The model with whole weights, on the first process."""
         return model
@@ -102,32 +93,13 @@ class DataParallel(Group):
         dist.broadcast(flag, 0)
         return bool(flag)
 
-    def whole(self, tree: Any) -> Any:
-        from torch.distributed.tensor import DTensor
-        from torch.utils._pytree import tree_map
-
-        def gather(leaf: Any) -> Any:
-            if not isinstance(leaf, DTensor):
-                return leaf
-            full = leaf.full_tensor()  # every process takes part
-            return full.cpu() if self.rank == 0 else None
-
-        return tree_map(gather, tree)
-
-    def fill(self, model: Decoder, optim: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        own = model.state_dict()
-        model.load_state_dict({name: _like(own[name], full) for name, full in state["model"].items()})
-        weights = [weight for group in optim.param_groups for weight in group["params"]]
-        moments = {
-            index: {key: _like(weights[index], value) for key, value in kept.items()}
-            for index, kept in state["optim"]["state"].items()
-        }
-        optim.load_state_dict({**state["optim"], "state": moments})
-
     def unsharded(self, model: Decoder) -> Decoder:
         if not self.sharded:
             return model
-        weights = self.whole(model.state_dict())  # also puts the root's weights back into shards
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        weights = get_model_state_dict(model, options=options)  # and the root's weights are shards again
         if self.rank:
             return model
         whole = type(model)(model.shape)
@@ -136,15 +108,6 @@ class DataParallel(Group):
 
     def wait(self) -> None:
         dist.barrier()
-
-
-def _like(own: Any, full: Any) -> Any:
-    """`full` cut as `own` is, if that is sharded and of the same shape; each process cuts its own part."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    if not (isinstance(own, DTensor) and isinstance(full, Tensor) and full.shape == own.shape):
-        return full
-    return distribute_tensor(full.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
 
 
 def full(value: Tensor) -> Tensor:
@@ -176,8 +139,6 @@ def leave(code: int) -> NoReturn:
 
 
 def local_device() -> str:
-    """The device of this process under torchrun."""
-    if not torch.cuda.is_available():
-        return "cpu"
+    """The GPU of this process under torchrun."""
     torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"

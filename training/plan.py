@@ -147,13 +147,8 @@ def product_rate(device: str) -> float:
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    return {
-        "runs": [planned._asdict() for planned in plan.runs.values()],
-        "jobs": plan.jobs,
-        "flops": plan.flops,
-        "rate": plan.rate,
-        "hours": plan.hours,
-    }
+    runs = [planned._asdict() for planned in plan.runs.values()]
+    return {"runs": runs, **{name: getattr(plan, name) for name in ("jobs", "flops", "rate", "hours")}}
 
 
 def show(study: Study, plan: Plan) -> None:
@@ -165,17 +160,11 @@ def show(study: Study, plan: Plan) -> None:
     rows = []
     for (scale, stage), members in groups.items():
         one, lr = members[0], settings_of(study.scales[scale], stage).lr
-        rows.append(
-            [
-                f"{scale} {stage}",
-                f"{sum(not p.finished for p in members)} of {len(members)}",
-                f"{one.parameters:,}",
-                f"{lr:g}",
-                "?" if one.tokens is None else f"{one.tokens:,}",
-                "?" if one.flops is None else f"{one.flops:.2e}",
-                "?" if one.flops is None else f"{one.flops * len(members):.2e}",
-            ]
-        )
+        cost = ["?"] * 3
+        if one.tokens is not None and one.flops is not None:
+            cost = [f"{one.tokens:,}", f"{one.flops:.2e}", f"{one.flops * len(members):.2e}"]
+        left = f"{sum(not p.finished for p in members)} of {len(members)}"
+        rows.append([f"{scale} {stage}", left, f"{one.parameters:,}", f"{lr:g}", *cost])
     console.table(
         f"{len(plan.runs)} runs, {plan.jobs} at a time",
         ["scale, stage", "to train", "parameters", "lr", "tokens a run", "FLOPs a run", "FLOPs"],

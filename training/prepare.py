@@ -6,6 +6,7 @@ reused.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -44,6 +45,15 @@ class Prepared(NamedTuple):
 
 def work_folder(out: Path) -> Path:
     return out / ".study"
+
+
+def locked(work: Path, doing: str) -> contextlib.AbstractContextManager[Any]:
+    """Refuses a second process on the same folder. `doing`: what the first one does there, for the error."""
+
+    def refuse() -> None:
+        raise UserError(f"another process is {doing}: wait for it, or name another --out")
+
+    return storage.locked(work / "lock", refuse)
 
 
 def clear_litter(out: Path) -> None:
@@ -167,7 +177,12 @@ def _shards(study: Study, name: str, data: Path | None, tokenizer: Tokenizer, fo
         return place
     size = need or sum(file.stat().st_size for file in files(spec, data, name)) // BYTES_PER_TOKEN
     with console.progress(f"tokenising {name}", size, "tokens") as line:
-        build(place, texts, tokenizer, name=name, limit=need, on_tokens=line.update)
+        made = build(place, texts, tokenizer, name=name, limit=need, on_tokens=line.update)
+    if len(made.length_M) == 1:
+        console.warn(
+            f"source {name} is one document, so its validation loss is of the text that it is trained on: separate documents"
+            " by lines that hold only <|endoftext|>"
+        )
     return place
 
 

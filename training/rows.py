@@ -9,6 +9,7 @@ Dims: B rows, T positions.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -118,7 +119,8 @@ def interleave(shares: list[float], rows: int) -> tuple[np.ndarray, np.ndarray]:
     Counts are the shares' largest-remainder rounding; row j of n of a source is placed at (j + 1/2) / n, so
     every stretch of the run holds the mixture to within about one row of each source.
     """
-    exact = np.asarray(shares, dtype=np.float64) * rows
+    total = math.fsum(shares)  # 0.3333333 three times is short of 1 by a row in 10 million
+    exact = np.asarray(shares, dtype=np.float64) * (rows if abs(total - 1) < 1e-12 else rows / total)
     counts = np.floor(exact).astype(np.int64)
     for index in np.argsort(-(exact - counts), kind="stable")[: rows - int(counts.sum())]:
         counts[index] += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -13,7 +13,7 @@ from evalengine import files
 from evalengine.errors import UserError
 from evalengine.training import export, selections
 from evalengine.training.job import Job, fingerprint, state_of
-from evalengine.training.prepare import check_data, clear_litter, prepare, work_folder
+from evalengine.training.prepare import check_data, clear_litter, locked, prepare, work_folder
 from evalengine.training.stages import Result
 from evalengine.training.state import Place
 from evalengine.training.study import Run, Study, needed, runs
@@ -63,7 +63,8 @@ def run_study(
     check_data(study, data, study.sources)  # before OUT is made
     if cluster is not None:
         out = out.resolve()  # workers may start in another folder
-    with lock(out) if group.rank == 0 else contextlib.nullcontext():
+    alone = locked(work_folder(out), f"training into {out}") if group.rank == 0 else contextlib.nullcontext()
+    with alone:
         if group.rank == 0:  # the others find everything made
             clear_litter(out)
             if fresh:
@@ -128,12 +129,3 @@ def default_jobs(study: Study, device: str) -> int:
         return torch.cuda.device_count()
     largest = max(scale.d_model for scale in study.scales.values())
     return max(1, files.cores() // max(1, study.threads)) if largest <= 512 else 1
-
-
-def lock(out: Path) -> contextlib.AbstractContextManager[Any]:
-    """Refuses a second process on the same output folder."""
-
-    def refuse() -> None:
-        raise UserError(f"another process is training into {out}: wait for it, or name another --out")
-
-    return files.locked(work_folder(out) / "lock", refuse)

@@ -40,9 +40,10 @@ def documents(source: SourceSpec, data: Path | None, name: str) -> Iterator[str]
 
 
 def _texts(file: Path, field: str) -> Iterator[str]:
-    if file.suffix not in (".jsonl", ".json", ".parquet"):
+    suffix = file.suffix.lower()
+    if suffix not in (".jsonl", ".json", ".parquet"):
         return text_documents(file)
-    rows = records.parquet(file, field) if file.suffix == ".parquet" else records.jsonl(file)
+    rows = records.parquet(file, field) if suffix == ".parquet" else records.jsonl(file)
     return (_field(row, field, where) for where, row in rows)
 
 
@@ -52,7 +53,7 @@ def files(source: SourceSpec, data: Path | None, name: str) -> list[Path]:
         raise UserError(f"source {name} reads {source.path}: give the folder that holds it with --data DIR")
     path = data / source.path
     if path.is_dir():
-        found = [p for p in sorted(path.rglob("*")) if p.suffix in READ and p.is_file()]
+        found = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in READ and p.is_file()]
         found = [p for p in found if not any(part.startswith(".") for part in p.relative_to(path).parts)]
         if found:
             return found
@@ -69,7 +70,9 @@ def check(source: SourceSpec, data: Path | None, name: str) -> None:
     assert data is not None
     folder = data / source.path
     if folder.is_dir():
-        more = [path for path in sorted(folder.rglob("*")) if path.suffix in UNREAD and path.is_file()]
+        more = [
+            path for path in sorted(folder.rglob("*")) if path.suffix.lower() in UNREAD and path.is_file()
+        ]
         if more:
             others = f" and {len(more) - 1} more" if len(more) > 1 else ""
             console.warn(

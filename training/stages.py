@@ -15,7 +15,7 @@ import torch
 from evalengine import __version__
 from evalengine.errors import UserError
 from evalengine.training import conversations, dpo, export, preferences, selections
-from evalengine.training.job import Job, fingerprint, pretraining_steps, selecting, tokens_of
+from evalengine.training.job import Job, fingerprint, selecting, tokens_of
 from evalengine.training.loop import Step, fit, mean_loss
 from evalengine.training.model import Decoder, Shape
 from evalengine.training.packed import PackedExamples
@@ -34,17 +34,11 @@ class Result(NamedTuple):
     validation_loss: dict[str, float]
 
 
-class Setup(NamedTuple):
-    """What every stage works with."""
-
-    job: Job
-    tokenizer: Tokenizer
-    shape: Shape
-    place: Place
-    report: Callable[[Step], None]
+Report = Callable[[Step], None]
+About = dict[str, Any]  # what evalengine.json says of a run
 
 
-def train(job: Job, report: Callable[[Step], None] = lambda step: None) -> Result:
+def train(job: Job, report: Report = lambda step: None) -> Result:
     """Trains one checkpoint, from its saved state if there is one. Raises UserError naming what is wrong with the run."""
     tokenizer = Tokenizer(job.prepared.tokenizer)
     shape = shape_of(job.scale, tokenizer.size)
@@ -56,16 +50,16 @@ def train(job: Job, report: Callable[[Step], None] = lambda step: None) -> Resul
         width=shape.context if job.place.compile else 0,
         fingerprint=fingerprint(job),
     )
-    setup = Setup(job, tokenizer, shape, place, report)
     if job.run.parent is None:
-        model, loss, found = pretrain(setup)
+        model = Decoder(shape, checkpoint_activations=job.scale.checkpoint_activations)
+        loss, found = pretrain(job, model, tokenizer.end, place, report)
     else:
         model, made_of = _finished(job, job.run.parent, shape)
         model.checkpoint_activations = job.scale.checkpoint_activations
         if job.run.stage == "dpo":
-            loss, found = prefer(setup, model, made_of["crc32"]["model.safetensors"])
+            loss, found = prefer(job, model, place, report, made_of["crc32"]["model.safetensors"])
         else:
-            loss, found = finetune(setup, model)
+            loss, found = finetune(job, model, place, report)
         base = {"base": job.run.parent.name, "base_fingerprint": made_of["fingerprint"]}
         found = {"validation_loss": {}, **base, **found}
     model = place.group.unsharded(model)
@@ -89,7 +83,7 @@ def train(job: Job, report: Callable[[Step], None] = lambda step: None) -> Resul
     return Result(job.run.name, loss, found["validation_loss"])
 
 
-def _finished(job: Job, run: Run, shape: Shape) -> tuple[Decoder, dict[str, Any]]:
+def _finished(job: Job, run: Run, shape: Shape) -> tuple[Decoder, About]:
     """The model of another run that `job` needs, and its evalengine.json. Raises UserError where it is not finished."""
     path = job.out / run.name
     about = export.metadata(path)
@@ -98,79 +92,64 @@ def _finished(job: Job, run: Run, shape: Shape) -> tuple[Decoder, dict[str, Any]
     return export.load(path, shape), about
 
 
-About = dict[str, Any]  # what evalengine.json says of a run
+def pretrain(job: Job, model: Decoder, end: int, place: Place, report: Report) -> tuple[float, About]:
+    """From random weights, the same for every mixture of a scale: mixtures differ by their data alone.
 
-
-def pretrain(setup: Setup) -> tuple[Decoder, float, About]:
-    """From random weights, the same for every mixture of a scale: mixtures differ by their data alone."""
-    job, _, shape, place, report = setup
-    settings, sources, seed, end = job.scale.pretrain, job.sources(), job.study.seed, setup.tokenizer.end
+    end: the token that begins every document.
+    """
+    sources, seed, context = job.sources(), job.study.seed, model.shape.context
     streams = {n: Stream(s, s.split()[0], end, seed) for n, s in sources.items()}
-    count, batch_rows = pretraining_steps(job.scale) * settings.batch_rows, settings.batch_rows
-    rows = MixedRows(streams, job.shares, rows=count, context=shape.context, batch_rows=batch_rows)
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + zlib.crc32(job.run.scale.encode()))
-    model = Decoder(shape, checkpoint_activations=job.scale.checkpoint_activations).initialise(generator)
-    loss = fit(model, rows, settings, place, report)
+    count, batch_rows = job.scale.pretraining_rows, job.scale.pretrain.batch_rows
+    rows = MixedRows(streams, job.shares, rows=count, context=context, batch_rows=batch_rows)
+    model.initialise(torch.Generator().manual_seed(seed * 1_000_003 + zlib.crc32(job.run.scale.encode())))
+    loss = fit(model, rows, job.settings, place, report)
     validation = {}
     for name, source in sources.items():
         held_out = Stream(source, source.split()[1], end, seed)
-        count = min(VALIDATION_ROWS, max(1, held_out.epoch_tokens // shape.context))
-        held = MixedRows({name: held_out}, {name: 1.0}, rows=count, context=shape.context, batch_rows=count)
+        count = min(VALIDATION_ROWS, max(1, held_out.epoch_tokens // context))
+        held = MixedRows({name: held_out}, {name: 1.0}, rows=count, context=context, batch_rows=count)
         validation[name] = round(mean_loss(model, held.batch(0), place), 6)
-    return model, loss, {"validation_loss": validation, "tokens": tokens_of(job)}
+    read_S = np.bincount(rows.source_R, minlength=len(rows.names)) * context
+    passes = {n: round(read / streams[n].epoch_tokens, 4) for n, read in zip(rows.names, read_S, strict=True)}
+    return loss, {"validation_loss": validation, "tokens": tokens_of(job), "passes": passes}
 
 
-def finetune(setup: Setup, model: Decoder) -> tuple[float, About]:
+def finetune(job: Job, model: Decoder, place: Place, report: Report) -> tuple[float, About]:
     """From the run's pretrained checkpoint, with loss on what the assistant says."""
-    job, _, shape, place, report = setup
-    settings = job.scale.sft
+    settings, context = job.scale.sft, model.shape.context
     everything = conversations.load(job.conversations)
-    examples = conversations.within(everything, shape.context)
+    examples = conversations.within(everything, context)
     total, selected = len(examples), {}
     if job.study.sft.select:
-        selected["select"], chosen_M = select(setup, model)
-        examples = conversations.within([everything[i] for i in chosen_M.nonzero()[0]], shape.context)
-    packed = PackedExamples(
-        examples,
-        epochs=settings.epochs,
-        batch_examples=settings.batch_examples,
-        context=shape.context,
-        seed=job.study.seed,
-    )
+        selected["select"], chosen_M = select(job, model, place)
+        examples = conversations.within([everything[i] for i in chosen_M.nonzero()[0]], context)
+    packed = PackedExamples(examples, settings, context=context, seed=job.study.seed)
     loss = fit(model, packed, settings, place, report)
     return loss, {"conversations": len(examples), "of": total, **selected}
 
 
-def prefer(setup: Setup, model: Decoder, weights: str) -> tuple[float, About]:
+def prefer(job: Job, model: Decoder, place: Place, report: Report, weights: str) -> tuple[float, About]:
     """From the run's fine-tuned checkpoint, which is also the reference, by direct preference optimisation.
 
     weights: the checksum of that checkpoint's.
     """
-    job, _, shape, place, report = setup
-    settings, beta = preferring(job.scale), job.study.dpo.beta
+    settings, beta, context = preferring(job.scale), job.study.dpo.beta, model.shape.context
     everything = job.preferences
-    candidates = preferences.within(everything, shape.context)
+    candidates = preferences.within(everything, context)
     path = work_folder(job.out) / "reference" / f"{job.run.name}.json"
     logprob_C = dpo.logprobs(model, candidates, place, path, f"{place.fingerprint} {weights}")
-    preferred = dpo.Preferred(
-        *dpo.pairs_of(candidates, logprob_C),
-        beta=beta,
-        epochs=settings.epochs,
-        batch_pairs=settings.batch_pairs,
-        context=shape.context,
-        seed=job.study.seed,
-    )
+    pairs = dpo.pairs_of(candidates, logprob_C)
+    preferred = dpo.Preferred(*pairs, settings, beta=beta, context=context, seed=job.study.seed)
     place = dataclasses.replace(place, width=place.width and preferred.width)
     loss = fit(model, preferred, settings, place, report)
     return loss, {"beta": beta, "pairs": len(preferred.chosen), "of": len(everything)}
 
 
-def select(setup: Setup, pretrained: Decoder) -> tuple[About, np.ndarray]:
+def select(job: Job, pretrained: Decoder, place: Place) -> tuple[About, np.ndarray]:
     """What evalengine.json says of the choice, and the choice itself, a bool for each conversation.
 
     It is made once for a pretrained model, of the conversations with their instructions: every arm learns from the same.
     """
-    job, tokenizer, place = setup.job, setup.tokenizer, setup.place
     how, run = job.study.sft.select, scorer(job.study, job.run)
     assert how is not None
     key = hashlib.sha256(json.dumps(selecting(job), sort_keys=True).encode()).hexdigest()[:16]
@@ -178,6 +157,7 @@ def select(setup: Setup, pretrained: Decoder) -> tuple[About, np.ndarray]:
     selection = selections.read(path, key)
     if selection is None:
         model, examples = pretrained, conversations.load(job.prepared.conversations["kept"])
+        tokenizer = Tokenizer(job.prepared.tokenizer)
         if run.scale != job.run.scale:
             model, _ = _finished(job, run, shape_of(job.study.scales[run.scale], tokenizer.size))
         seed = (job.study.seed, zlib.crc32(job.run.scale.encode()), zlib.crc32(job.run.mixture.encode()))

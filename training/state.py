@@ -1,4 +1,4 @@
-"""Where a run computes, and its mid-run state: model, optimiser, step, losses, in one file that is whole or absent.
+"""Where a run computes, its log of steps, and its mid-run state: model, optimiser, step, losses, in one file, whole or absent.
 
 torch.save writes a zip archive whose records carry CRC-32 sums, which torch.load does not look at; they are
 checked here before a state is used. A damaged state is set aside as `<name>.damaged` and the run starts
@@ -7,10 +7,13 @@ again. A state holds whole tensors, so one process, data-parallel ones and shard
 
 from __future__ import annotations
 
+import contextlib
+import json
 import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,11 +21,12 @@ from evalengine import console, sealed
 from evalengine.errors import UserError
 from evalengine.files import atomic
 from evalengine.training.parallel import SINGLE, Group
+from evalengine.training.rows import MEASURES
 
 if TYPE_CHECKING:
     from evalengine.training.model import Decoder
 
-KEYS = {"model", "optim", "step", "losses", "fingerprint"}
+KEYS = {"model", "optimiser", "step", "losses", "fingerprint"}
 
 
 @dataclass(frozen=True)
@@ -43,15 +47,19 @@ class Place:
 
 def save(place: Place, model: Decoder, optim: torch.optim.Optimizer, step: int, losses: list[float]) -> None:
     """Writes the state; every process of the group calls it, the first one writes."""
-    group, path = place.group, place.state
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+
+    # whole tensors, on the CPU of the first process; all take part
+    path, options = place.state, StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights, moments = get_state_dict(model, optim, options=options)
     state = {
-        "model": group.whole(model.state_dict()),
-        "optim": group.whole(optim.state_dict()),
+        "model": weights,
+        "optimiser": moments,
         "step": step,
         "losses": losses,
         "fingerprint": place.fingerprint,
     }
-    if group.rank or path is None:
+    if place.group.rank or path is None:
         return
     try:
         with atomic(path) as temporary:
@@ -83,7 +91,11 @@ def restore(place: Place, model: Decoder, optim: torch.optim.Optimizer) -> tuple
             f"the saved state {path} belongs to other settings, data or another tokenizer: "
             "delete it, use --fresh, or name another --out"
         )
-    group.fill(model, optim, state)
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+
+    weights, moments = state["model"], state["optimiser"]
+    options = StateDictOptions(full_state_dict=True)
+    set_state_dict(model, optim, model_state_dict=weights, optim_state_dict=moments, options=options)
     return int(state["step"]), list(state["losses"])
 
 
@@ -99,3 +111,34 @@ def damage(path: Path) -> str | None:
         return f"it lacks {', '.join(sorted(missing))}" if missing else None
     except Exception as error:  # zip, pickle and torch each raise their own
         return type(error).__name__
+
+
+@contextlib.contextmanager
+def step_log(place: Place, first: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """What each step did, appended as a JSON line, and as TensorBoard scalars where the user asked for them.
+
+    first: the step that the run goes on with; what a killed run logged beyond it is cut off.
+    """
+    if place.log is None or place.group.rank:
+        yield lambda entry: None
+        return
+    place.log.parent.mkdir(parents=True, exist_ok=True)
+    kept = place.log.read_text().splitlines(keepends=True)[:first] if first and place.log.is_file() else []
+    place.log.write_text("".join(kept))
+    with contextlib.ExitStack() as open_files:
+        stream = open_files.enter_context(place.log.open("a"))
+        scalars = None
+        if place.tensorboard is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            purge = first + 1 if first else None
+            scalars = open_files.enter_context(SummaryWriter(str(place.tensorboard), purge_step=purge))
+
+        def write(entry: dict[str, Any]) -> None:
+            print(json.dumps(entry), file=stream, flush=True)
+            if scalars is not None:
+                for name in ("loss", "lr", "grad_norm", *MEASURES):
+                    if name in entry:
+                        scalars.add_scalar(name, entry[name], entry["step"])
+
+        yield write

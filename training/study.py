@@ -110,6 +110,12 @@ class Scale:
     tied: bool = True
     checkpoint_activations: bool = False
 
+    @property
+    def pretraining_rows(self) -> int:
+        """Rows of `context` tokens in whole steps of pretraining."""
+        rows = self.pretrain.batch_rows
+        return self.pretrain.tokens // (rows * self.context) * rows
+
 
 @dataclass(frozen=True)
 class ChatSource:
@@ -290,8 +296,9 @@ def _faults(study: Study) -> Iterator[str]:
             yield f"source {name} needs either `path` or `hub`"
         if source.shuffle < 0:
             yield f"source {name}: shuffle must not be negative"
-        if source.path and (source.where or source.shuffle or source.config or source.files):
-            yield f"source {name}: config, files, where and shuffle are for `hub`"
+        of_hub = (source.where, source.shuffle, source.config, source.files, source.split != SourceSpec.split)
+        if source.path and any(of_hub):
+            yield f"source {name}: config, split, files, where and shuffle are for `hub`"
     for name, shares in study.mixtures.items():
         for part in shares:
             if part not in study.sources:
@@ -303,6 +310,14 @@ def _faults(study: Study) -> Iterator[str]:
             yield f"the shares of mixture {name} sum to {total:g}: make them sum to 1"
     for name, scale in study.scales.items():
         yield from (f"scale {name}: {fault}" for fault in _faults_of_scale(scale))
+        rows = scale.pretraining_rows
+        for mixture, shares in study.mixtures.items():
+            few = [part for part, share in shares.items() if 0 < share * rows < 1]
+            if few:
+                yield (
+                    f"scale {name}: the share of {few[0]} in mixture {mixture} is less than one of the {rows:,} rows that it "
+                    "is pretrained on: raise tokens or the share, or leave the source out"
+                )
     for name in (*study.mixtures, *study.scales):
         if "-" in name:
             yield f"the name {name!r} must not hold '-': checkpoints are {{scale}}-{{mixture}}-{{stage}}"
@@ -330,6 +345,8 @@ def _faults(study: Study) -> Iterator[str]:
     for key, sources in (("sft.data", study.sft.data), ("dpo.data", study.dpo.data)):
         if not all(sum(map(bool, (s.path, s.hub, s.benchmarks_train))) == 1 for s in sources):
             yield f"each entry of {key} needs one of `path`, `hub` or `benchmarks_train`"
+        if any((s.config or s.split != ChatSource.split) and not s.hub for s in sources):
+            yield f"{key}: config and split are for `hub`"
         if any(s.limit < 0 for s in sources):
             yield f"{key}: limit must not be negative; 0 takes all"
     if not study.dpo.beta > 0:
@@ -354,6 +371,9 @@ def _faults_of_scale(scale: Scale) -> Iterator[str]:
             "d_model must be a multiple of heads, or transformers refuses the checkpoint (heads * head_dim may "
             "still be anything)"
         )
+    elif scale.pretrain.batch_rows > 0 and not scale.pretraining_rows:
+        step = scale.pretrain.batch_rows * scale.context
+        yield f"pretrain.tokens must be a step or more, which is {step:,} tokens (batch_rows * context)"
     if scale.head_dim < 32 or scale.head_dim % 2:
         yield "head_dim must be even and at least 32"
     if min(scale.pretrain.batch_rows, scale.sft.batch_examples, scale.dpo.batch_pairs) <= 0:

@@ -17,20 +17,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from evalengine.analysis.claims import Claim, claim, side, supported, unsupported
-from evalengine.analysis.explain.choices import Array, Choices
-from evalengine.analysis.explain.design import Run, by_mixture
+from evalengine.analysis.explain.choices import Choices
+from evalengine.analysis.explain.design import Run
 from evalengine.analysis.explain.eft import ratio
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
-from evalengine.analysis.explain.format import FORMAT, KNOWLEDGE, decomposed, values
-from evalengine.analysis.explain.means import Member, grouped, joined, lines_of, notes, over
-from evalengine.analysis.explain.student import p_below
-from evalengine.analysis.explain.twoway import Mean, two_way_mean
+from evalengine.analysis.explain.format import (
+    ACCURACY,
+    FORMAT,
+    KNOWLEDGE,
+    Measured,
+    mean_of,
+    measured,
+    values,
+)
+from evalengine.analysis.explain.means import grouped, joined, left_out, lines_of, notes, over
+from evalengine.analysis.explain.student import Mean, p_below
 from evalengine.analysis.figure import File, Lines, Part, Table, with_benchmarks
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.items import names
@@ -38,7 +45,7 @@ from evalengine.analysis.results import p_value, share_with_interval, with_inter
 from evalengine.labels import CHAT, natural_key
 
 KEPT, DELUSIVE, UNIFORM = "sft", "sft_delusive", "uniform"
-ACCURACY, MAPPING = "accuracy", "mapping learnt"
+MAPPING = "mapping learnt"
 MARGIN = 0.02  # of accuracy: what counts as no difference
 EQUIVALENT, DIFFERS, OPEN, GUESSING = "equivalent", "differs", "open", "sft guesses"
 
@@ -64,14 +71,6 @@ class ArmRow(NamedTuple):
     verdict: str
     n: int
     note: str
-
-
-@dataclass(frozen=True)
-class Measured(Member):
-    """By stage (one is UNIFORM), then measure, (M, I)."""
-
-    value: dict[str, dict[str, Array]]
-    two_labels: bool  # the same two choices behind every item
 
 
 Place = tuple[str, str, str, str]  # scale, category, benchmark, stage
@@ -102,13 +101,14 @@ def kept_of(stage: str) -> str:
 def _of_stage(study: Study, scale: str, stage: str, kept: str, runs: Sequence[Run]) -> Iterator[ArmRow]:
     """The rows of an arm or of `sft` itself, on the runs that have both."""
     first = study.design.stages[0]
-    every = list(_cells(study, list(dict.fromkeys((first, kept, stage))), runs))
-    lost = [one.name for one in study.scores.benchmarks if one.name not in {cell.benchmark for cell in every}]
-    without = f"without {names(lost)} (not on every checkpoint)" if lost else ""
+    stages = list(dict.fromkeys((first, kept, stage)))
+    every = [with_uniform(cell) for cell in measured(study, stages, runs) if len(cell.value) == len(stages)]
+    there = {cell.benchmark for cell in every}
     for category, benchmark, chosen in grouped(every):
         at = (scale, category, benchmark, stage)
+        without = "" if benchmark else left_out(study, there, category)
         for row in _of_cells(chosen, at, kept, first, study.options.level):
-            yield row._replace(note=joined(row.note, "" if benchmark else without))
+            yield row._replace(note=joined(row.note, without))
 
 
 def _row(at: Place, measure: str, minus: str, mean: Mean, note: str = "") -> ArmRow:
@@ -124,19 +124,19 @@ def _of_cells(cells: Sequence[Measured], at: Place, kept: str, first: str, level
             continue
         own = names(cell.benchmark for cell in cells if measure not in cell.value[stage])
         note = f"without {own} (contexts differ by choice)" if own else ""
-        yield _row(at, measure, "", two_way_mean(values(there, measure, stage), level), note)
+        yield _row(at, measure, "", mean_of(there, measure, stage, "", level), note)
         for minus in dict.fromkeys((UNIFORM, first, kept)):
             if minus == stage or (minus == UNIFORM and measure == FORMAT):
                 continue
-            difference = two_way_mean(values(there, measure, stage, minus), level)
+            difference = mean_of(there, measure, stage, minus, level)
             if (measure, minus) != (ACCURACY, kept):
                 yield _row(at, measure, minus, difference, note)
                 continue
-            above = two_way_mean(values(cells, ACCURACY, kept, UNIFORM), level)
+            above = mean_of(cells, ACCURACY, kept, UNIFORM, level)
             p = equivalence(difference)
             found = _row(at, measure, minus, difference)
             yield found._replace(p=p, verdict=verdict(difference, p, above, level))
-    labels = [cell for cell in cells if cell.two_labels]
+    labels = [cell for cell in cells if two_labels(cell.choices)]
     if labels and stage.removesuffix(CHAT) == DELUSIVE:
         turned = [2.0 * cell.value[kept][ACCURACY] - 1.0 for cell in labels]
         mean, why = ratio(values(labels, ACCURACY, kept, stage), turned, level)
@@ -144,26 +144,12 @@ def _of_cells(cells: Sequence[Measured], at: Place, kept: str, first: str, level
         yield _row(at, MAPPING, "", mean, f"{of}; {kept} is not above guessing" if why else of)
 
 
-def _cells(study: Study, stages: Sequence[str], runs: Sequence[Run]) -> Iterator[Measured]:
-    """The benchmarks that all of the runs have at all of the stages."""
-    place = {mixture: m for m, mixture in enumerate(study.design.mixtures)}
-    mixture_R = np.array([place[run.mixture] for run in runs], dtype=np.int64)
-    for choices in study.scores.benchmarks:
-        value = {}
-        for stage in stages:
-            if (some := choices.of([run.by_stage.get(stage, "") for run in runs])) is None:
-                break
-            found = {ACCURACY: some.right()}
-            if not choices.own_contexts:
-                parts = decomposed(some)
-                found |= {KNOWLEDGE: parts[KNOWLEDGE], FORMAT: parts[FORMAT]}
-            value[stage] = {measure: by_mixture(x_RI, mixture_R) for measure, x_RI in found.items()}
-        if len(value) < len(stages):
-            continue
-        count_I, M = np.diff(choices.offset_I1).astype(np.float64), len(np.unique(mixture_R))
-        uniform = {ACCURACY: 1.0 / count_I, KNOWLEDGE: -np.log(count_I)}
-        value[UNIFORM] = {measure: np.tile(x_I, (M, 1)) for measure, x_I in uniform.items()}
-        yield Measured(choices.category, choices.name, value, two_labels(choices))
+def with_uniform(cell: Measured) -> Measured:
+    """The same with a choice without a model among the stages."""
+    count_I, M = np.diff(cell.choices.offset_I1), len(next(iter(cell.value.values()))[ACCURACY])
+    uniform = {ACCURACY: 1.0 / count_I, KNOWLEDGE: -np.log(count_I)}
+    at_uniform = {measure: np.tile(x_I, (M, 1)) for measure, x_I in uniform.items()}
+    return replace(cell, value={**cell.value, UNIFORM: at_uniform})
 
 
 def two_labels(choices: Choices) -> bool:

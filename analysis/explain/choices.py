@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.cells import refuse_all
-from evalengine.analysis.items import Checkpoint, category_of, names, scored_tables
+from evalengine.analysis.items import Checkpoint, Scored, category_of, names, scored_tables
 from evalengine.arrow import numbers
 from evalengine.checkpoints import emulated_fingerprint
 from evalengine.errors import UserError
@@ -50,7 +50,7 @@ class Choices(NamedTuple):
     own_contexts: bool  # whether choices of one item stand behind contexts of their own
     formats: tuple[
         tuple[str, str], ...
-    ] = ()  # names and templates; an item has all choices in one, then the next
+    ] = ()  # names, templates; an item has all choices in one, then the next
     cue: str = ""  # what contexts were left without
     overlapping: frozenset[str] = frozenset()  # items of which an answer begins another, in any format
     data_hash: str = ""  # of the benchmark's rows; "" where it is unknown, or of few-shot examples too
@@ -100,6 +100,10 @@ class Choices(NamedTuple):
     def gold(self) -> Array:
         """(K, I): log-likelihoods of the right choices."""
         return self.loglik_KC[:, self.gold_C].astype(np.float64)
+
+    def wrong(self) -> Array:
+        """(K, W): log-likelihoods of the W wrong choices of all items."""
+        return np.delete(self.loglik_KC, self.gold_C, axis=1)
 
     def right(self) -> Array:
         """(K, I): 1 where the benchmark's own score picks the right choice, else 0."""
@@ -268,10 +272,11 @@ def _read_benchmark(
     overlapping: set[str] = set()
     first: pa.Table = None
     for scored, table in scored_tables(name, group, checkpoints, formats):
+        raw = table.schema.metadata or {}
         if first is None:
-            first, chosen = table, metric or scored.metadata["default_score"] or "acc"
+            first, about, offset_I1 = table, _about(raw, scored), _offsets(table)
+            chosen = metric or scored.metadata["default_score"] or "acc"
             known_metric(chosen)
-            offset_I1, gold_I = _offsets(table), _gold(table)
         elif not np.array_equal(offset_I1, _offsets(table)) or not table["gold"].equals(first["gold"]):
             raise UserError(
                 f"{name}: {holders[0]} and {scored.checkpoint} disagree about the choices or the right ones of the same items;"
@@ -281,12 +286,10 @@ def _read_benchmark(
         for column, values in columns.items():
             if not table[column].null_count:
                 values.append(_values(table[column]))
-        raw = table.schema.metadata or {}
         overlapping |= set(json.loads(raw.get(b"overlapping", b"[]")))
         if b"eft_beta" in raw:
             base, tuned, ref, beta = (raw.get(key.encode(), b"").decode(errors="replace") for key in EFT_KEYS)
             emulated[scored.checkpoint] = Emulated(base, tuned, ref, float(beta))
-    about = json.loads(raw.get(b"formats", b"{}"))
     uncond = columns["loglik_uncond"]
     if METRICS[chosen].column == "loglik_uncond" and len(uncond) < len(holders):
         raise UserError(f"{name} was scored without --pmi, so it has no acc_pmi: score again with --pmi")
@@ -295,7 +298,7 @@ def _read_benchmark(
         category_of(first),
         chosen,
         tuple(first["item"].to_pylist()),
-        gold_I,
+        numbers(first["gold"].combine_chunks()).astype(np.int64),
         offset_I1,
         _values(first["chars"]).astype(np.int64),
         _values(first["bytes"]).astype(np.int64),
@@ -303,14 +306,22 @@ def _read_benchmark(
         np.stack(columns["loglik"]),
         np.stack(columns["tokens"]),
         np.stack(uncond) if len(uncond) == len(holders) else None,
-        (first.schema.metadata or {}).get(b"contexts") == b"own" or name in OWN_CONTEXTS,
-        tuple(about.get("formats", {}).items()),
-        about.get("cue", ""),
-        frozenset(overlapping),
-        raw.get(b"data_hash", b"").decode() if raw.get(b"fewshot") == b"0" else "",
-        scored.metadata["benchmark_version"] if b"data_hash" in raw else "",
-        _asked(scored.metadata["variant"], scored.metadata["fewshot"]),
+        own_contexts=(first.schema.metadata or {}).get(b"contexts") == b"own" or name in OWN_CONTEXTS,
+        overlapping=frozenset(overlapping),
+        **about,
     )
+
+
+def _about(raw: dict[bytes, bytes], scored: Scored) -> dict[str, Any]:
+    """What the metadata of a file say of the benchmark: fields of Choices. They agree, or `scored_tables` refuses them."""
+    written = json.loads(raw.get(b"formats", b"{}"))
+    return {
+        "formats": tuple(written.get("formats", {}).items()),
+        "cue": written.get("cue", ""),
+        "data_hash": raw.get(b"data_hash", b"").decode() if raw.get(b"fewshot") == b"0" else "",
+        "version": scored.metadata["benchmark_version"] if b"data_hash" in raw else "",
+        "asked": _asked(scored.metadata["variant"], scored.metadata["fewshot"]),
+    }
 
 
 def _asked(variant: str, fewshot: str) -> str:
@@ -332,10 +343,6 @@ def only(choices: Choices, keep_I: NDArray[np.bool_]) -> Choices:
 def _values(lists: pa.ChunkedArray) -> NDArray[Any]:
     """The values of all lists of a column."""
     return numbers(lists.combine_chunks().flatten())
-
-
-def _gold(table: pa.Table) -> NDArray[np.int64]:
-    return numbers(table["gold"].combine_chunks()).astype(np.int64)
 
 
 def _offsets(table: pa.Table) -> NDArray[np.int64]:

@@ -24,10 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.explain.choices import Array, Choices, Emulated
-from evalengine.analysis.explain.design import by_mixture
+from evalengine.analysis.explain.design import by_mixture, numbered
 from evalengine.analysis.explain.explainer import Study, once
-from evalengine.analysis.explain.means import joined
-from evalengine.analysis.groups import ALL
+from evalengine.analysis.explain.means import joined, left_out
 from evalengine.analysis.items import names
 from evalengine.labels import scale_key
 
@@ -62,16 +61,12 @@ class Corners(NamedTuple):
     small: str
     large: str
     quartets: tuple[Quartet, ...]
+    mixtures: tuple[str, ...]
 
     @property
     def mixture_R(self) -> NDArray[np.int64]:
         """The number of each run's mixture."""
-        number = {name: k for k, name in enumerate(dict.fromkeys(q.mixture for q in self.quartets))}
-        return np.array([number[q.mixture] for q in self.quartets], dtype=np.int64)
-
-    @property
-    def mixtures(self) -> list[str]:
-        return list(dict.fromkeys(q.mixture for q in self.quartets))
+        return numbered(q.mixture for q in self.quartets)[1]
 
     def base_scale(self, direction: str) -> str:
         return self.large if direction == "up" else self.small
@@ -105,7 +100,7 @@ def corners_of(study: Study) -> Corners | None:
         for run in design.runs[small]
         if (other := at_large.get((run.mixture, run.seed))) is not None
     ]
-    return Corners(small, large, tuple(quartets))
+    return Corners(small, large, tuple(quartets), numbered(q.mixture for q in quartets)[0])
 
 
 def in_order(small: str, large: str) -> bool:
@@ -183,18 +178,11 @@ def best_level(study: Study, corners: Corners) -> str:
     return TOKEN if whole else SEQUENCE
 
 
-def left_out(study: Study, corners: Corners, level: str, category: str, there: Collection[str]) -> str:
+def missing(study: Study, corners: Corners, level: str, category: str, there: Collection[str]) -> str:
     """What the mean over the benchmarks `there` of a category, or of all, does not hold, and why."""
     between = study.design.scales[1:-1]
     lonely = [mixture for mixture in study.design.mixtures if mixture not in corners.mixtures]
     said = [f"without scale {', '.join(between)}"] if between else []
     if lonely:
         said.append(f"without {names(lonely)} (no run at both {corners.small} and {corners.large})")
-    whys: dict[str, list[str]] = {}
-    for one in study.scores.benchmarks:
-        if one.name not in there and category in (one.category, ALL):
-            own = level == SEQUENCE and one.own_contexts
-            whys.setdefault("contexts differ by choice" if own else "not on every checkpoint", []).append(
-                one.name
-            )
-    return joined(*said, *(f"without {', '.join(lost)} ({why})" for why, lost in whys.items()))
+    return joined(*said, left_out(study, there, category, masses=level == SEQUENCE))

@@ -12,24 +12,31 @@ item by item and mixture by mixture (Mitchell et al. 2024, see corners.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from evalengine.analysis.claims import Claim, claim, side, supported
 from evalengine.analysis.explain.choices import Array
-from evalengine.analysis.explain.corners import TOKEN, best_level, corners_of, lacks_corners, left_out
+from evalengine.analysis.explain.corners import TOKEN, best_level, corners_of, lacks_corners, missing
 from evalengine.analysis.explain.eft import both_ways
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study
 from evalengine.analysis.explain.means import grouped, joined, notes, over, with_q
-from evalengine.analysis.explain.student import p_below
-from evalengine.analysis.explain.twoway import two_way_mean
+from evalengine.analysis.explain.student import p_below, two_way_mean
 from evalengine.analysis.figure import Part, Table, pivot, with_benchmarks
 from evalengine.analysis.groups import ALL
+from evalengine.analysis.ranges import SHARE, difference
 from evalengine.analysis.results import share_with_interval
 
-EFFECTS = PRETRAINING, FINE_TUNING, INTERACTION = "pretraining scale", "fine-tuning scale", "interaction"
+PRETRAINING, FINE_TUNING, INTERACTION = "pretraining scale", "fine-tuning scale", "interaction"
+MEASURES = {"accuracy": "correct", "p_gold": "p_gold"}  # and the field of Answered
+EFFECTS: dict[str, Callable[[Array, Array, Array, Array], Array]] = {
+    PRETRAINING: lambda LS, LL, SL, SS: 0.5 * ((LS - SS) + (LL - SL)),
+    FINE_TUNING: lambda LS, LL, SL, SS: 0.5 * ((SL - SS) + (LL - LS)),
+    INTERACTION: lambda LS, LL, SL, SS: LL - LS - SL + SS,
+}
 ALPHA = 0.05
 
 
@@ -58,35 +65,20 @@ def rows(study: Study) -> list[DecompositionRow]:
         return []
     level = best_level(study, corners)
     pairs = both_ways(study, corners, level)
-    whole, down = [up for up, _ in pairs], {up.benchmark: down for up, down in pairs}
+    there = {one.benchmark for one in pairs}
     out = []
-    for category, benchmark, chosen in grouped(whole):
-        note = "" if benchmark else left_out(study, corners, level, category, down)
-        for measure, field in (("accuracy", "correct"), ("p_gold", "p_gold")):
-            corner = [
-                {
-                    "LS": getattr(cell.found, field),
-                    "LL": getattr(cell.tuned, field),
-                    "SL": getattr(down[cell.benchmark].found, field),
-                    "SS": getattr(down[cell.benchmark].tuned, field),
-                }
-                for cell in chosen
-            ]
-            for effect in EFFECTS:
-                mean = two_way_mean([_effect(effect, x) for x in corner], study.options.level)
-                t = np.nan if mean.without_ends else -abs(mean.estimate / mean.se)
-                p = float(2.0 * p_below(t, mean.n))
-                at = (level, measure, effect, corners.small, corners.large, category, benchmark)
-                out.append(DecompositionRow(*at, *mean[:4], p, p, mean.n, joined(note, mean.without_ends)))
+    for category, benchmark, chosen in grouped(pairs):
+        note = "" if benchmark else missing(study, corners, level, category, there)
+        four = [(one.up.found, one.up.tuned, one.down.found, one.down.tuned) for one in chosen]
+        for (measure, field), (effect, of) in itertools.product(MEASURES.items(), EFFECTS.items()):
+            possible = difference(SHARE) if effect != INTERACTION else difference(difference(SHARE))
+            value_BMI = [of(*(getattr(one, field) for one in corner)) for corner in four]
+            mean = two_way_mean(value_BMI, study.options.level, possible)
+            t = np.nan if mean.without_ends else -abs(mean.estimate / mean.se)
+            p = float(2.0 * p_below(t, mean.n))
+            at = (level, measure, effect, corners.small, corners.large, category, benchmark)
+            out.append(DecompositionRow(*at, *mean[:4], p, p, mean.n, joined(note, mean.without_ends)))
     return with_q(out, _family)
-
-
-def _effect(effect: str, x: dict[str, Array]) -> Array:
-    if effect == PRETRAINING:
-        return 0.5 * ((x["LS"] - x["SS"]) + (x["LL"] - x["SL"]))
-    if effect == FINE_TUNING:
-        return 0.5 * ((x["SL"] - x["SS"]) + (x["LL"] - x["LS"]))
-    return x["LL"] - x["LS"] - x["SL"] + x["SS"]
 
 
 def _family(row: DecompositionRow) -> tuple[str, str, bool] | None:

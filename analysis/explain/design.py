@@ -55,10 +55,16 @@ class Design(NamedTuple):
         """The checkpoints of all runs at the first or the last stage."""
         return [run.after if after else run.before for run in self.runs[scale]]
 
-    def mixture_R(self, scale: str) -> NDArray[np.int64]:
-        """The place of each run's mixture among all mixtures."""
-        place = {mixture: m for m, mixture in enumerate(self.mixtures)}
-        return np.array([place[run.mixture] for run in self.runs[scale]], dtype=np.int64)
+    def numbered(self, scale: str) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+        """The mixtures of a scale, and the place of each run's among them."""
+        return numbered(run.mixture for run in self.runs[scale])
+
+
+def numbered(mixture_R: Iterable[str]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """The mixtures of some runs, in their order, and the place of each run's among them."""
+    names = list(mixture_R)
+    mixtures = tuple(dict.fromkeys(names))
+    return mixtures, np.array([mixtures.index(name) for name in names], dtype=np.int64)
 
 
 def design_of(scores: Scores, stages: Sequence[str] | None = None) -> Design:

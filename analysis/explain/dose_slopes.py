@@ -11,7 +11,7 @@ beside them. q is Benjamini and Hochberg's over the doses.
 
 One dose (doses.headline) is looked at more closely. Counts of zero get an indicator of their own, log(1 + E) gets a square. The
 value at zero dose minus chance is what a model has where right and wrong choices stood equally often: it generalises, the slope
-interpolates. Its variance is that of a mean over mixtures and items (twoway.py) at the slope, and the slope's. The slope across
+interpolates. Its variance is that of a mean over mixtures and items (student.py) at the slope, and the slope's. The slope across
 items compares items with others of their benchmark, as plots of bins do: items may be seen often and be easy for one reason.
 
 Reference: Benjamini & Hochberg (1995), JRSS B 57, 289-300; the others stand in within.py.
@@ -22,7 +22,7 @@ Dims: M mixtures, I items of a group, V variables, K regressors.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,12 +30,11 @@ from numpy.typing import NDArray
 
 from evalengine.analysis.explain import doses, exposed
 from evalengine.analysis.explain.choices import Array
-from evalengine.analysis.explain.dosed_items import MARGIN, OUTCOMES, dosed_items, whens
+from evalengine.analysis.explain.doses import MARGIN, OUTCOMES, dosed_items, together, whens
 from evalengine.analysis.explain.explainer import Study
 from evalengine.analysis.explain.exposed import CONTEXT, SIMILARITIES, Dose
 from evalengine.analysis.explain.means import joined, with_q
-from evalengine.analysis.explain.student import Interval, jackknife, quantile
-from evalengine.analysis.explain.twoway import two_way_mean
+from evalengine.analysis.explain.student import Interval, jackknife, quantile, two_way_mean
 from evalengine.analysis.explain.within import (
     centred,
     fitted,
@@ -46,13 +45,11 @@ from evalengine.analysis.explain.within import (
     wild_p,
 )
 from evalengine.analysis.groups import ALL
-from evalengine.analysis.items import names
 
 SLOPE, ACROSS = "slope", "slope across items"
 WHERE_SEEN, ZERO, CURVATURE = "slope where seen", "never seen", "curvature"
 AT_ZERO = "value at zero dose"
 NAN = float("nan")
-FEW = "fewer than 5 different sets of doses differ between mixtures, as where all items have the same answers"
 X, NEVER, SQUARE = "dose", "E = 0", "square"
 
 
@@ -110,40 +107,41 @@ def of_dose(study: Study, scale: str, dose: Dose) -> Iterator[FrequencyRow]:
     if closely:
         regressors[NEVER] = (dose, lambda E_MC: np.where(np.isnan(E_MC), np.nan, E_MC == 0.0))
         regressors[SQUARE] = (dose, lambda E_MC: np.log1p(E_MC) ** 2)
-    items = dosed_items(study, scale, regressors)
+    if (items := dosed_items(study, scale, regressors)) is None:
+        return
 
     def row(
         when: tuple[str, str], outcome: str, category: str, benchmark: str, of: int, note: str
     ) -> FrequencyRow:
         """Without numbers; `of` how many items."""
-        mixtures = len(items.mixtures) if items else 0
         place = (scale, *when, str(dose), int(closely), outcome, SLOPE, category, benchmark)
-        return FrequencyRow(*place, *(NAN,) * 11, mixtures, of, note)
+        return FrequencyRow(*place, *(NAN,) * 11, len(items.mixtures), of, note)
 
-    if items is None:
-        yield from (row(when, MARGIN, ALL, "", 0, FEW) for when in whens(study.design.stages))
-        return
+    if not items.benchmarks:
+        without = items.without(ALL)
+        yield from (row(when, MARGIN, ALL, "", 0, without) for when in whens(study.design.stages))
     orders, wording = doses.orders(study, items.mixtures), exposed.wording(study)
-    x, y = items.within()
+    inside = {one.benchmark: one.within() for one in items.benchmarks}
     for group, when, outcome in itertools.product(items.groups(), whens(study.design.stages), OUTCOMES):
-        without = [name for category, name in items.left_out if group.category in (ALL, category)]
-        few = f"without {names(without, 20)}: {FEW}" if without and not group.benchmark else ""
-        base = row(when, outcome, *group[:2], len(group.item), joined(few, wording))
-        within = {name: value_MI[:, group.item] for name, value_MI in x.items()}
-        within_y_MI = y[when, outcome][:, group.item]
-        found = [_slope(base, within[X], within_y_MI, orders, study)]
+        category, benchmark, cells = group
+        without = "" if benchmark else items.without(category)
+        within = [inside[one.benchmark] for one in cells]
+        x = {name: together(one.x[name] for one in within) for name in regressors}
+        y_MI = together(one.y[when, outcome] for one in within)
+        base = row(when, outcome, category, benchmark, y_MI.shape[1], joined(without, wording))
+        found = [_slope(base, x[X], y_MI, orders, study)]
         if closely:
-            found += _closely(base, within, within_y_MI, study.options.level)
-            raw = items.x[X][:, group.item], items.y[when, outcome][:, group.item]
-            benchmark_I = items.benchmark_I[group.item]
-            found.append(_across(base, *raw, benchmark_I, study.options.level))
+            found += _closely(base, x, y_MI, study.options.level)
+            raw = [(one.x[X], one.y[when, outcome]) for one in cells]
+            found.append(_across(base, raw, study.options.level))
             if outcome != MARGIN:
-                level_MI = raw[1] - (0.0 if when[1] else items.chance_I[group.item])
-                found.append(_at_zero(found[0], raw[0], level_MI, benchmark_I, study.options.level))
+                chance = [0.0 if when[1] else one.chance_I for one in cells]
+                above = [(x_MI, y_MI - guessed) for (x_MI, y_MI), guessed in zip(raw, chance, strict=True)]
+                found.append(_at_zero(found[0], above, study.options.level))
         for one in found:
             yield _scaled(one, unit(dose, outcome, one.measure))
-    for (category, benchmark), when in itertools.product(items.left_out, whens(study.design.stages)):
-        yield row(when, MARGIN, category, benchmark, 0, FEW)
+    for left, when in itertools.product(items.left_out, whens(study.design.stages)):
+        yield row(when, MARGIN, left.category, left.benchmark, 0, left.why)
 
 
 def unit(dose: Dose, outcome: str, measure: str) -> float:
@@ -194,25 +192,23 @@ def _closely(base: FrequencyRow, x: dict[str, Array], y_MI: Array, level: float)
     yield _with(base._replace(measure=CURVATURE), found, 1)
 
 
-def _across(
-    base: FrequencyRow, x_MI: Array, y_MI: Array, benchmark_I: NDArray[np.int64], level: float
-) -> FrequencyRow:
+Pair = tuple[Array, Array]  # doses and outcomes of a benchmark, (M, I)
+
+
+def _across(base: FrequencyRow, every: Sequence[Pair], level: float) -> FrequencyRow:
     """The slope over the items of a benchmark and mixture, without effects of items."""
-    total_MVV = products(centred(np.stack([x_MI, y_MI]), benchmark_I))
+    total_MVV = np.sum([products(np.stack(list(map(centred, pair)))) for pair in every], axis=0)
     every_JK = slopes(np.concatenate([total_MVV.sum(axis=0)[None], total_MVV.sum(axis=0) - total_MVV]))
     return _with(base._replace(measure=ACROSS), jackknife(every_JK[0], every_JK[1:], level), 0)
 
 
-def _at_zero(
-    slope: FrequencyRow, x_MI: Array, y_MI: Array, benchmark_I: NDArray[np.int64], level: float
-) -> FrequencyRow:
+def _at_zero(slope: FrequencyRow, every: Sequence[Pair], level: float) -> FrequencyRow:
     """The mean over benchmarks of y - slope * x, before units: `slope` is in those of y."""
-    first = np.flatnonzero(np.diff(benchmark_I)) + 1
-    mean = two_way_mean(np.split(y_MI - slope.estimate * x_MI, first, axis=1), level)
-    dose = float(np.mean([part_MI.mean() for part_MI in np.split(x_MI, first, axis=1)]))
+    mean = two_way_mean([y_MI - slope.estimate * x_MI for x_MI, y_MI in every], level)
+    dose = float(np.mean([x_MI.mean() for x_MI, _ in every]))
     se = float(np.hypot(mean.se, dose * slope.se))
     half = quantile(slope.n, level) * se
-    ends: dict[str, Any] = {"low": mean.estimate - half, "high": mean.estimate + half, "se": se, "note": ""}
+    ends: dict[str, Any] = {"low": mean.estimate - half, "high": mean.estimate + half, "se": se}
     nothing = dict.fromkeys(("se_item", "se_mixture", "p", "p_wild", "p_permutation", "p_least"), NAN)
     return slope._replace(measure=AT_ZERO, estimate=mean.estimate, **{**ends, **nothing})
 

@@ -7,27 +7,47 @@ tokens is what the scale is pretrained on, tokens_s the length of source s, so s
 source was read. Doses of longest matches are in words: the longest match in any source of the mixture. Similarities are
 log sum_s share_ms exp(value_js). "context" is no contrast: n-grams of the context alone, which say how familiar the task is.
 
-An item has a dose where all its choices have one: a choice too short for an n-gram is unknown, not zero.
+An item has a dose where all its choices have one: a choice too short for an n-gram is unknown, not zero. What a dose may move:
 
-Dims: S sources, M mixtures, C choices of all items of a benchmark, I items.
+    margin    log-likelihood of the right choice minus the largest of a wrong one, nats, within -5 and 5
+    p(gold)   softmax probability of the right choice among the choices
+    accuracy  whether the benchmark's own score picks the right choice
+
+Dims: S sources, M mixtures, R runs, C choices of all items of a benchmark, I items.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.explain.choices import Array
+from evalengine.analysis.explain.design import by_mixture, numbered
 from evalengine.analysis.explain.explainer import Study, once
-from evalengine.analysis.explain.exposed import CROSS, LONGEST, Dose, Dosed, exposed
+from evalengine.analysis.explain.exposed import CROSS, LONGEST, SIMILARITIES, Dose, Dosed, exposed
+from evalengine.analysis.explain.means import Member, grouped, joined
 from evalengine.analysis.explain.within import demeaned, relabellings, varies
+from evalengine.analysis.figure import by
+from evalengine.analysis.groups import ALL
+from evalengine.analysis.items import names
 from evalengine.analysis.mixtures import kind_of
 
 KEPT = 0.5  # of the items that the best n has, for the headline dose
 LEAST = 5  # different sets of doses, of a benchmark
-NO_HEADLINE = (
-    "crossing n-grams whose counts differ between mixtures"  # what a study without a headline dose lacks
-)
+# What a study without a headline dose lacks.
+FEW = "fewer than 5 different sets of doses differ between mixtures, as where all items have the same answers"
+UNKNOWN = "no item has a dose, as where choices are too short for n-grams of so many words"
+LACKING = "not on every checkpoint"
+NO_HEADLINE = "crossing n-grams whose counts differ between mixtures"
+MARGIN, P_GOLD, ACCURACY = "margin", "p(gold)", "accuracy"
+OUTCOMES = (MARGIN, P_GOLD, ACCURACY)
+
+Regressor = tuple[Dose, Callable[[Array], Array] | None]  # as of `Dosed.of`
+When = tuple[str, str]  # a stage and "", or the last stage minus the first
 
 
 def different(dose_MI: Array) -> float:
@@ -37,7 +57,7 @@ def different(dose_MI: Array) -> float:
     Where every item has the same answers, such as yes and no, there are two, whatever the number of items: the mixture's liking
     of a word, and nothing about items. The same where a few items alone are seen at all.
     """
-    within_MI = demeaned(dose_MI[None], np.zeros(dose_MI.shape[1], dtype=np.int64))[0]
+    within_MI = demeaned(dose_MI)
     if not varies(within_MI):
         return 0.0
     _, set_I = np.unique(dose_MI.round(9), axis=1, return_inverse=True)
@@ -86,12 +106,11 @@ def dosed(study: Study, scale: str) -> tuple[tuple[str, ...], list[Dosed]] | Non
     """The mixtures of a scale whose shares are known, and their doses; None where nothing can be said."""
     if (found := exposed(study)) is None:
         return None
-    present = [study.design.mixtures[m] for m in np.unique(study.design.mixture_R(scale))]
-    mixtures = tuple(m for m in present if (scale, m) in found.epochs)
-    if len(mixtures) < 2:
+    mixtures = tuple(m for m in study.design.numbered(scale)[0] if m in found.share)
+    if len(mixtures) < 2 or scale not in found.tokens:
         return None
     share_MS = np.stack([found.share[m] for m in mixtures])
-    epochs_MS = np.stack([found.epochs[scale, m] for m in mixtures])
+    epochs_MS = np.stack([found.epochs(scale, m) for m in mixtures])
     every = []
     for one in found.counts:
         value = {dose: _mixed(dose, value_SC, share_MS, epochs_MS) for dose, value_SC in one.value.items()}
@@ -117,3 +136,101 @@ def of_mixtures(value_SC: Array, share_MS: Array) -> Array:
     from scipy.special import logsumexp
 
     return logsumexp(value_SC, axis=1, b=share_MS[:, :, None])
+
+
+@dataclass(frozen=True)
+class DosedItems(Member):
+    """The items of a benchmark whose doses are known on all mixtures."""
+
+    chance_I: Array  # accuracy of guessing
+    x: dict[str, Array]  # by the regressor's name, (M, I)
+    y: dict[tuple[When, str], Array]  # by stage and outcome, (M, I)
+
+    def within(self) -> DosedItems:
+        """`x` and `y` without the effects of items and of mixtures on the benchmark."""
+        x = {name: demeaned(x_MI) for name, x_MI in self.x.items()}
+        return replace(self, x=x, y={key: demeaned(y_MI) for key, y_MI in self.y.items()})
+
+
+class LeftOut(NamedTuple):
+    category: str
+    benchmark: str
+    why: str
+
+
+class Dosages(NamedTuple):
+    """What the mixtures of a scale have read of the items."""
+
+    mixtures: tuple[str, ...]
+    benchmarks: list[DosedItems]
+    left_out: list[LeftOut]
+
+    def groups(self) -> list[tuple[str, str, list[DosedItems]]]:
+        """As of `grouped`, all items first."""
+        return sorted(grouped(self.benchmarks), key=lambda group: group[0] != ALL)
+
+    def without(self, category: str) -> str:
+        """Which benchmarks of a category, or of all, are left out, and why."""
+        mine = [one for one in self.left_out if category in (ALL, one.category)]
+        whys = by(mine, lambda one: one.why)
+        return joined(
+            *(f"without {names([one.benchmark for one in of], 20)}: {why}" for why, of in whys.items())
+        )
+
+
+def whens(stages: Sequence[str]) -> tuple[When, When, When]:
+    """The first stage, the last, and the change."""
+    first, last = stages
+    return (first, ""), (last, ""), (last, first)
+
+
+def dosed_items(study: Study, scale: str, regressors: Mapping[str, Regressor]) -> Dosages | None:
+    """The items on which all regressors are known, of benchmarks in which the first one differs; None without doses at all."""
+    if (found := dosed(study, scale)) is None:
+        return None
+    mixtures, every = found
+    out = Dosages(mixtures, [], [])
+    for one in every:
+        place = one.choices.category, one.choices.name
+        if lost := [dose for dose, _ in regressors.values() if dose not in one.value]:
+            similar = any(dose.kind in SIMILARITIES for dose in lost)
+            out.left_out.append(LeftOut(*place, UNKNOWN if similar else FEW))  # without rows all counts are 0
+            continue
+        x = {name: one.of(*regressor) for name, regressor in regressors.items()}
+        known_I = np.isfinite(np.stack(list(x.values()))).all(axis=(0, 1))
+        moved = outcomes(study, scale, one.choices.name, mixtures)
+        if moved is None or not known_I.any():
+            out.left_out.append(LeftOut(*place, LACKING if moved is None else UNKNOWN))
+            continue
+        x = {name: x_MI[:, known_I] for name, x_MI in x.items()}
+        y = {key: y_MI[:, known_I] for key, y_MI in moved.items()}
+        if different(next(iter(x.values()))) < LEAST:
+            out.left_out.append(LeftOut(*place, FEW))
+        else:
+            out.benchmarks.append(DosedItems(*place, 1.0 / np.diff(one.choices.offset_I1)[known_I], x, y))
+    return out
+
+
+def together(parts: Iterable[Array]) -> Array:
+    """Values (M, I) of several benchmarks."""
+    return np.concatenate(list(parts), axis=1)
+
+
+@once
+def outcomes(
+    study: Study, scale: str, benchmark: str, mixtures: tuple[str, ...]
+) -> dict[tuple[When, str], Array] | None:
+    """(M, I), runs of a mixture averaged; None where a run lacks the benchmark."""
+    choices = next(one for one in study.scores.benchmarks if one.name == benchmark)
+    runs = [run for run in study.design.runs[scale] if run.mixture in mixtures]
+    mixture_R = numbered(run.mixture for run in runs)[1]
+    first, last, change = whens(study.design.stages)
+    out: dict[tuple[When, str], Array] = {}
+    for when, checkpoints in ((first, [run.before for run in runs]), (last, [run.after for run in runs])):
+        if (some := choices.of(checkpoints)) is None:
+            return None
+        p_RI = np.exp(some.gold() - some.log_mass())
+        value = {MARGIN: some.margin(), P_GOLD: p_RI, ACCURACY: some.right()}
+        out.update({(when, name): by_mixture(value_RI, mixture_R) for name, value_RI in value.items()})
+    out.update({(change, name): out[last, name] - out[first, name] for name in OUTCOMES})
+    return out

@@ -12,6 +12,7 @@ import numpy as np
 from evalengine.analysis.claims import Claim, claim
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.corners import (
+    DIRECTIONS,
     SEQUENCE,
     TOKEN,
     Answered,
@@ -20,16 +21,16 @@ from evalengine.analysis.explain.corners import (
     dials,
     emulated,
     lacks_corners,
-    left_out,
+    missing,
     real,
 )
 from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study, once
 from evalengine.analysis.explain.means import Member, grouped, joined
-from evalengine.analysis.explain.student import quantile
-from evalengine.analysis.explain.twoway import Mean, two_way_mean
+from evalengine.analysis.explain.student import Mean, quantile, two_way_mean
 from evalengine.analysis.figure import File, Folded, Lines, Part, Table, blocks, pivot
 from evalengine.analysis.groups import ALL
+from evalengine.analysis.ranges import SHARE
 from evalengine.analysis.results import share_with_interval
 
 MEASURES = ("accuracy", "confidence", "p_gold", "same picks", "gap closed")
@@ -81,6 +82,12 @@ class Emulation(Member):
     same_MI: Array
 
 
+@dataclass(frozen=True)
+class BothWays(Member):
+    up: Emulation
+    down: Emulation
+
+
 @once
 def cells(study: Study, corners: Corners, direction: str, level: str, beta: float) -> list[Emulation]:
     """Every benchmark that all runs have at this level and strength."""
@@ -102,11 +109,12 @@ def cells(study: Study, corners: Corners, direction: str, level: str, beta: floa
     return out
 
 
-def both_ways(study: Study, corners: Corners, level: str) -> list[tuple[Emulation, Emulation]]:
-    """Up and down at beta 1, of every benchmark that both have."""
-    down = {cell.benchmark: cell for cell in cells(study, corners, "down", level, 1.0)}
-    up = cells(study, corners, "up", level, 1.0)
-    return [(cell, down[cell.benchmark]) for cell in up if cell.benchmark in down]
+def both_ways(study: Study, corners: Corners, level: str) -> list[BothWays]:
+    """Every benchmark that has both at beta 1."""
+    up, down = (
+        {cell.benchmark: cell for cell in cells(study, corners, way, level, 1.0)} for way in DIRECTIONS
+    )
+    return [BothWays(one.category, name, one, down[name]) for name, one in up.items() if name in down]
 
 
 def eft_rows(study: Study) -> list[EftRow]:
@@ -145,7 +153,7 @@ def _means(
     there = {cell.benchmark for cell in every}
     measures = MEASURES[:3] if math.isnan(beta) else MEASURES[:4] if beta == BASE else MEASURES
     for category, benchmark, chosen in grouped(every):
-        lost = "" if benchmark else left_out(study, corners, level, category, there)
+        lost = "" if benchmark else missing(study, corners, level, category, there)
         for measure in measures:
             mean, why = measured(chosen, measure, study.options.level)
             about = (*at, corners.base_scale(direction), category, benchmark, measure)
@@ -163,9 +171,8 @@ def measured(chosen: Sequence[Emulation], measure: str, level: float) -> tuple[M
     else:
         field = "correct" if measure == "accuracy" else measure
         value_BMI = [getattr(cell.found, field) for cell in chosen]
-    found = two_way_mean(value_BMI, level)
-    low, high = (float(np.clip(end, 0.0, 1.0)) for end in (found.low, found.high))
-    return found._replace(low=low, high=high), found.without_ends
+    found = two_way_mean(value_BMI, level, SHARE)
+    return found, found.without_ends
 
 
 def ratio(over_BMI: Sequence[Array], under_BMI: Sequence[Array], level: float) -> tuple[Mean, str]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from evalengine.analysis.claims import Claim, claim
 from evalengine.analysis.explain.choices import Array
-from evalengine.analysis.explain.corners import Answered, best_level, corners_of, lacks_corners, left_out
+from evalengine.analysis.explain.corners import Answered, best_level, corners_of, lacks_corners, missing
 from evalengine.analysis.explain.eft import both_ways
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study
 from evalengine.analysis.explain.means import joined, notes, over
@@ -53,26 +53,25 @@ def rows(study: Study) -> list[DecisionRow]:
     level = best_level(study, corners)
     if not (pairs := both_ways(study, corners, level)):
         return []
-    every = [up for up, _ in pairs]
 
     def accuracies(found: Iterable[Answered]) -> Array:
         return np.stack([one.correct.mean(axis=1) for one in found], axis=1)
 
     accuracy = {
-        EFT: accuracies(up.found for up in every),
-        BASE: accuracies(up.base for up in every),
-        SMALL: accuracies(down.tuned for _, down in pairs),
+        EFT: accuracies(one.up.found for one in pairs),
+        BASE: accuracies(one.up.base for one in pairs),
+        SMALL: accuracies(one.down.tuned for one in pairs),
     }
-    target_MB = accuracies(up.tuned for up in every)
-    there = {cell.benchmark for cell in every}
+    target_MB = accuracies(one.up.tuned for one in pairs)
+    there = {one.benchmark for one in pairs}
     out, block_M = [], study.block_of(corners.mixtures)
     for measure in MEASURES:
         found_JB = {
             name: with_and_without(measure, x_MB, target_MB, block_M) for name, x_MB in accuracy.items()
         }
         known_B = np.all([np.isfinite(x_JB).all(axis=0) for x_JB in found_JB.values()], axis=0)
-        for category, benchmark, used, tied in over_benchmarks(known_B, every):
-            lost = "" if benchmark else left_out(study, corners, level, category, there)
+        for category, benchmark, used, tied in over_benchmarks(known_B, pairs):
+            lost = "" if benchmark else missing(study, corners, level, category, there)
             for predictor, minus in COMPARED:
                 value_JB = found_JB[predictor] - found_JB[minus] if minus else found_JB[predictor]
                 found, why = interval(value_JB[:, used], measure, bool(minus), study.options.level, block_M)

@@ -8,9 +8,9 @@ Dims: S sources, M mixtures, C choices of all items of a benchmark, I items, R r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from evalengine.untrusted import printable
 
 if TYPE_CHECKING:
     from evalengine.training.exposure import table
-    from evalengine.training.exposure.table import About, Coded
+    from evalengine.training.exposure.table import About
 
 CROSS, TASK, LONGEST, CONTEXT = "cross", "task", "longest", "context"
 SIMILARITIES = ("bm25", "embedding", "dsir")
@@ -78,21 +78,15 @@ class Exposed(NamedTuple):
 
     sources: tuple[str, ...]
     share: dict[str, Array]  # by mixture, of the sources, (S,)
-    epochs: dict[tuple[str, str], Array]  # by scale and mixture: how many times each source is read, (S,)
-    counts: tuple[Dosed, ...]
-    notes: tuple[str, ...]
+    tokens: dict[str, float]  # by scale, of pretraining
+    tokens_S: Array  # of the sources
+    counts: tuple[Dosed, ...] = ()
+    notes: tuple[str, ...] = ()
 
-
-class Similar(NamedTuple):
-    """What similarity.arrow holds; `table.Exposure` says of its rows what they are of in the same fields."""
-
-    about: About
-    benchmark: Coded
-    item: Coded
-    source: Coded
-    kind: Coded
-    choice_R: NDArray[Any]
-    value_R: Array
+    def epochs(self, scale: str, mixture: str) -> Array:
+        """How many times each source is read, (S,)."""
+        epochs_S: Array = self.share[mixture] * self.tokens[scale] / self.tokens_S
+        return epochs_S
 
 
 class Rows(NamedTuple):
@@ -142,7 +136,7 @@ def _read(study: Study, folder: Path) -> Exposed:
     from evalengine.training.exposure import table
 
     counted = table.read(folder / table.NAME)
-    sources, share, epochs = _design(study, folder, counted.about)
+    found = _design(study, folder, counted.about)
     similar = _similar(folder / SIMILARITY)
     unsaid = [_of_other_items(study, folder, table.NAME, counted.about)]
     if similar is not None:
@@ -155,26 +149,26 @@ def _read(study: Study, folder: Path) -> Exposed:
             said.append(
                 f"{choices.name}: {lost} of {len(listed_I)} items are not in {folder} and have no dose"
             )
-        value = _counts(choices, counted, sources, np.repeat(listed_I, np.diff(choices.offset_I1)))
+        zero_C = np.where(np.repeat(listed_I, np.diff(choices.offset_I1)), 0.0, np.nan)
+        value = _values(choices, counted, found.sources, zero_C)
         if similar is not None:
-            value |= _similarities(choices, similar, sources)
+            value |= _values(choices, similar, found.sources, np.full(len(zero_C), np.nan))
         counts.append(Dosed(choices, value))
-    if unknown := [m for m in study.design.mixtures if m not in share]:
+    if unknown := [m for m in study.design.mixtures if m not in found.share]:
         said.append(f"{folder} does not say what {names(unknown)} are made of, so they have no doses")
-    if guessed := [s for s in sources if counted.about.sources[s].tokens_estimated]:
+    if guessed := [s for s in found.sources if counted.about.sources[s].tokens_estimated]:
         said.append(
             f"{folder}: how often {names(guessed)} is read is estimated from bytes: run `evalengine expose` with --ckpts, the "
             "folder of the trained study"
         )
-    read = {
-        scale: {m: epochs[scale, m] for m in share if (scale, m) in epochs} for scale in study.design.scales
-    }
     for scale, runs in study.design.runs.items():
-        both = {name for run in runs if run.mixture in share for name in (run.before, run.after)}
+        both = {name for run in runs if run.mixture in found.share for name in (run.before, run.after)}
         if lost_B := [one.name for one in study.scores.benchmarks if not both <= set(one.checkpoints)]:
             said.append(f"scale {scale}: {names(lost_B)} not on every checkpoint, so without slopes on doses")
-    said += [_repeated(scale, sources, of_scale) for scale, of_scale in read.items()] + unsaid
-    return Exposed(sources, share, epochs, tuple(counts), tuple(filter(None, said)))
+    said += [
+        _repeated(found, scale, study.design.numbered(scale)[0]) for scale in study.design.scales
+    ] + unsaid
+    return found._replace(counts=tuple(counts), notes=tuple(filter(None, said)))
 
 
 def _of_other_items(study: Study, folder: Path, name: str, about: About) -> str:
@@ -200,10 +194,8 @@ def _of_other_items(study: Study, folder: Path, name: str, about: About) -> str:
     )
 
 
-def _design(
-    study: Study, folder: Path, about: About
-) -> tuple[tuple[str, ...], dict[str, Array], dict[tuple[str, str], Array]]:
-    """Sources, shares and epochs, of what the store has."""
+def _design(study: Study, folder: Path, about: About) -> Exposed:
+    """What the mixtures and scales of the store are made of, without counts."""
     if not about.mixtures or not about.tokens:
         raise UserError(
             f"{folder} holds counts without a design: run `evalengine expose` with a study, which says how much of each source a "
@@ -222,32 +214,28 @@ def _design(
     sources = tuple(s for s in about.sources if s in used)
     tokens_S = np.array([about.sources[s].tokens for s in sources], dtype=np.float64)
     share = {m: np.array([float(about.mixtures[m].get(s, 0.0)) for s in sources]) for m in mixtures}
-    epochs = {
-        (scale, m): share_S * float(about.tokens[scale]) / tokens_S
-        for scale in scales
-        for m, share_S in share.items()
-    }
-    return sources, share, epochs
+    return Exposed(sources, share, {scale: float(about.tokens[scale]) for scale in scales}, tokens_S)
 
 
-def _repeated(scale: str, sources: tuple[str, ...], epochs: dict[str, Array]) -> str:
-    """Says where a source is read more than once, "" where none is."""
-    if not epochs:
+def _repeated(found: Exposed, scale: str, mixtures: Sequence[str]) -> str:
+    """Says where a mixture of a scale reads a source more than once, "" where none does."""
+    if scale not in found.tokens:
         return f"scale {scale} is not in the exposures, so it has no doses"
-    most = max(epochs, key=lambda m: float(epochs[m].max()))
-    s = int(epochs[most].argmax())
-    if epochs[most][s] <= 1.0:
+    read = [(found.epochs(scale, m), m) for m in mixtures if m in found.share]
+    epochs_S, most = max(read, key=lambda one: float(one[0].max()), default=(np.zeros(1), ""))
+    if epochs_S.max() <= 1.0:
         return ""
     return (
-        f"scale {scale} reads {sources[s]} up to {epochs[most][s]:.1f} times (in {most}): exposures above one epoch are the "
-        "same text again, which may teach less than as many different texts"
+        f"scale {scale} reads {found.sources[epochs_S.argmax()]} up to {epochs_S.max():.1f} times (in {most}): exposures above "
+        "one epoch are the same text again, which may teach less than as many different texts"
     )
 
 
-def _counts(
-    choices: Choices, counted: table.Exposure, sources: tuple[str, ...], listed_C: NDArray[np.bool_]
+def _values(
+    choices: Choices, counted: table.Exposure, sources: tuple[str, ...], missing_C: Array
 ) -> dict[Dose, Array]:
-    """Counts, and words of the longest match; what is listed and has no row is 0, what has no n-gram of that n is unknown."""
+    """Counts, words of the longest match, or similarities; `missing_C` of choices without a row. What has no n-gram of that n is
+    unknown."""
     rows = _rows(choices, counted, sources)
     out: dict[Dose, Array] = {}
     for k, kind in enumerate(counted.kind.names):
@@ -256,17 +244,17 @@ def _counts(
         for n in [0] if kind == LONGEST else np.unique(n_R[of_kind]).tolist():
             mine = of_kind if kind == LONGEST else of_kind & (n_R == n)
             row, c, s = (field[mine] for field in rows)
-            value_SC = np.where(listed_C, 0.0, np.nan) + np.zeros((len(sources), 1))
+            value_SC = np.tile(missing_C, (len(sources), 1))
             value_SC[s, c] = counted.n_R[row] if kind == LONGEST else counted.count_R[row]
             value_SC[:, c[counted.grams_R[row] == 0]] = np.nan
             out[Dose(kind, int(n))] = value_SC
     return out
 
 
-def _similar(path: Path) -> Similar | None:
-    """None where there is no such file."""
+def _similar(path: Path) -> table.Exposure | None:
+    """Similarities in the place of counts, of n-grams of 0 words; None where there is no such file."""
     from evalengine import arrow, sealed
-    from evalengine.training.exposure.table import Coded, about_of
+    from evalengine.training.exposure.table import Coded, Exposure, about_of
 
     if not path.exists():
         return None
@@ -282,21 +270,12 @@ def _similar(path: Path) -> Similar | None:
         raise UserError(
             f"{path} is damaged or holds no similarities: run `evalengine expose` again"
         ) from None
-    return Similar(about, benchmark, item, source, kind, choice_R, value_R.astype(np.float64))
+    words_R = np.zeros(len(value_R), dtype=np.int64)
+    of = benchmark, item, source, kind, choice_R
+    return Exposure(about, {}, *of, words_R, words_R + 1, value_R.astype(np.float64))
 
 
-def _similarities(choices: Choices, similar: Similar, sources: tuple[str, ...]) -> dict[Dose, Array]:
-    """What has no row is unknown."""
-    rows = _rows(choices, similar, sources)
-    out: dict[Dose, Array] = {}
-    for k, kind in enumerate(similar.kind.names):
-        row, c, s = (field[similar.kind.code_R[rows.row] == k] for field in rows)
-        out[Dose(kind, 0)] = np.full((len(sources), int(choices.offset_I1[-1])), np.nan)
-        out[Dose(kind, 0)][s, c] = similar.value_R[row]
-    return out
-
-
-def _rows(choices: Choices, of: table.Exposure | Similar, sources: tuple[str, ...]) -> Rows:
+def _rows(choices: Choices, of: table.Exposure, sources: tuple[str, ...]) -> Rows:
     """The rows of a benchmark's items in the sources that the study has."""
     number = {item: i for i, item in enumerate(choices.item_I)}
     item_R = np.array([number.get(item, -1) for item in of.item.names], dtype=np.int64)[of.item.code_R]

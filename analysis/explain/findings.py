@@ -110,6 +110,7 @@ def describe(study: Study) -> dict[str, Any]:
             *_lacking(scores, design),
             *unordered(design.scales),
             *exposed.notes(study),
+            *unchecked(study),
             *(study.formats.notes if study.formats else ()),
         ],
     }
@@ -123,6 +124,19 @@ def within_blocks(study: Study) -> list[str]:
     return [
         f"what ranks the mixtures (tables proxies, eft_decisions) is judged within {study.blocks.factor} ({labels}): by pairs of"
         " one, and with the means of each taken out of r; all other tables take mixtures as exchangeable"
+    ]
+
+
+def unchecked(study: Study) -> list[str]:
+    """Names the benchmarks of which nobody can tell whether the folders that were given hold the rows that were scored."""
+    folders = {"--data": study.options.data, "--exposure": study.options.exposure}
+    given = " and ".join(option for option, folder in folders.items() if folder is not None)
+    unknown = [one.name for one in study.scores.benchmarks if not one.data_hash]
+    if not given or not unknown:
+        return []
+    return [
+        f"{names(unknown, 12)}: the scores do not say by themselves of which rows they are (few-shot examples are part of what "
+        f"they say), so it is not checked that {given} holds the same ones"
     ]
 
 

@@ -20,16 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.claims import CAUTION, Claim, side, supported
-from evalengine.analysis.explain.choices import Array
+from evalengine.analysis.explain.choices import CLIP, Array
 from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
 from evalengine.analysis.explain.item_level import ItemLevel, item_levels
 from evalengine.analysis.explain.logistic import fit
-from evalengine.analysis.explain.means import Member, grouped, lines_of, over
-from evalengine.analysis.explain.student import half_width, jackknife
-from evalengine.analysis.explain.twoway import two_way_mean
-from evalengine.analysis.figure import File, Folded, Lines, Part, Table, blocks, pivot, with_benchmarks
+from evalengine.analysis.explain.means import Member, grouped, left_out, lines_of, over, over_bins
+from evalengine.analysis.explain.student import jackknife, pooled, two_way_mean
+from evalengine.analysis.figure import File, Folded, Part, Table, blocks, pivot, with_benchmarks
 from evalengine.analysis.groups import ALL
+from evalengine.analysis.ranges import SHARE, Range, difference
 from evalengine.analysis.results import share_with_interval, with_interval
 from evalengine.errors import UserError
 
@@ -93,9 +93,12 @@ def flip_rows(study: Study) -> list[FlipRow]:
     out = []
     for scale, data in item_levels(study):
         for category, benchmark, chosen in grouped(list(cells(data))):
+            without = "" if benchmark else left_out(study, data.benchmarks, category)
             for measure, against in chosen[0].value:
-                mean = two_way_mean([cell.value[measure, against] for cell in chosen], study.options.level)
-                out.append(FlipRow(scale, category, benchmark, measure, against, *mean[:3], mean.n, ""))
+                possible = difference(SHARE) if against == EXCESS else SHARE
+                each = [cell.value[measure, against] for cell in chosen]
+                mean = two_way_mean(each, study.options.level, possible)
+                out.append(FlipRow(scale, category, benchmark, measure, against, *mean[:3], mean.n, without))
         out.append(hysteresis(data, scale, study.options.level))
     return out
 
@@ -128,7 +131,7 @@ def hysteresis(data: ItemLevel, scale: str, level: float) -> FlipRow:
     distances, inside = zip(*(_distance(data, keep_R) for keep_R in kept), strict=True)
     value = np.array(distances)
     known = len(mixtures) > 1 and np.isfinite(value).all() and inside[0]
-    ends = jackknife(value[:1], value[1:, None], level)
+    ends = jackknife(value[:1], value[1:, None], level, possible=Range(-2.0 * CLIP, 2.0 * CLIP))
     found = (float(value[0]), float(ends.low[0]), float(ends.high[0])) if known else (np.nan,) * 3
     note = "" if known else "one of the two curves does not reach one half where there are items"
     return FlipRow(scale, ALL, "", HYSTERESIS, "", *found, len(mixtures), note)
@@ -159,13 +162,9 @@ def curve_rows(study: Study) -> list[CurveRow]:
                 mine = (bin_RI == k) & (data.right_before == was)
                 if not mine.any():
                     continue
-                count_R, right_R = mine.sum(axis=1), np.where(mine, data.right_after, 0.0).sum(axis=1)
-                count_M, right_M = (np.bincount(data.mixture_R, v) for v in (count_R, right_R))
-                there = count_M > 0
-                half = half_width(right_M[there] / count_M[there], study.options.level)
-                estimate, items = float(right_R.sum() / count_R.sum()), int(count_R.sum())
+                found = pooled(data.right_after, mine, data.mixture_R, study.options.level, SHARE)
                 place = (scale, axis, category, k, float(x_RI[mine].mean()))
-                out.append(CurveRow(*place, estimate, estimate - half, estimate + half, items))
+                out.append(CurveRow(*place, *found, int(mine.sum())))
     return out
 
 
@@ -232,19 +231,6 @@ def table(findings: Findings, benchmarks: bool = False) -> Table:
     return Table("flips", [over(benchmarks), "scale", *head], blocks(lines, 1), texts=2)
 
 
-def curves(findings: Findings) -> Lines:
-    places = [str(k + 1) for k in range(BINS)]
-    rows = findings.tables["flip_curves"]
-    return Lines(
-        rows,
-        places,
-        lambda r: str(r.bin + 1),
-        lambda r: f"by {r.axis}, {r.scale}",
-        across="tenth of the items, smallest first",
-        up="share right after",
-    )
-
-
 def items_table(findings: Findings) -> Table:
     found: list[Any] = findings.tables["flipped_items"]
     texts = any(r.text for r in found)
@@ -262,7 +248,8 @@ def shown(findings: Findings) -> Iterator[Part]:
         "item's own ease, and luck. Below the twin, a model keeps what it had. Intervals are for other mixtures and items."
     )
     yield from with_benchmarks("flips", table(findings), table(findings, True))
-    yield File("flips", curves(findings))
+    rows, across = findings.tables["flip_curves"], "tenth of the items, smallest first"
+    yield File("flips", over_bins(rows, lambda r: f"by {r.axis}, {r.scale}", across, "share right after"))
     yield "Tenths of all items, the smallest on the left; of those that were wrong, and that were right."
     for r in findings.rows("flips", measure=HYSTERESIS):
         yield f"Hysteresis at {r.scale}: {f'{with_interval(r)} nats' if r.estimate == r.estimate else r.note}."

@@ -19,8 +19,10 @@ Dims: R runs, M mixtures, I items.
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,16 +30,18 @@ import numpy as np
 
 from evalengine.analysis.claims import Claim, claim
 from evalengine.analysis.explain.choices import Array, Choices
-from evalengine.analysis.explain.design import by_mixture
+from evalengine.analysis.explain.design import Run, by_mixture, numbered
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study
-from evalengine.analysis.explain.means import Member, grouped, joined, lines_of, over, partly
-from evalengine.analysis.explain.twoway import two_way_mean
+from evalengine.analysis.explain.means import Member, grouped, joined, left_out, lines_of, over, partly
+from evalengine.analysis.explain.student import Mean, two_way_mean
 from evalengine.analysis.figure import Part, Table, blocks, with_benchmarks
 from evalengine.analysis.groups import ALL
+from evalengine.analysis.ranges import ANY, POSITIVE, SHARE, Range, difference
 from evalengine.analysis.results import with_interval
 from evalengine.labels import CHAT
 
 FORMAT, KNOWLEDGE, GOLD, MASS = "log mass", "log p(gold | choices)", "log p(gold)", "mass"
+ACCURACY, ABOVE = "accuracy", "mass above 1"
 
 
 class FormatRow(NamedTuple):
@@ -66,24 +70,36 @@ def compared(stages: tuple[str, str]) -> list[tuple[str, str]]:
 
 
 @dataclass(frozen=True)
-class Decomposed(Member):
-    """By stage, then measure, (M, I)."""
+class Measured(Member):
+    """A benchmark at several stages; `value`: by stage, then measure, (M, I)."""
 
+    choices: Choices
     value: dict[str, dict[str, Array]]
-    above: float  # share of items and checkpoints whose mass exceeds 1
+
+    @functools.cached_property
+    def above(self) -> float:
+        """The share of items whose mass exceeds 1, at the stage where most do."""
+        return max(float(at[ABOVE].mean()) if ABOVE in at else 0.0 for at in self.value.values())
 
 
 def rows(study: Study) -> list[FormatRow]:
     out = []
-    for scale in study.design.scales:
-        for category, benchmark, chosen in grouped(list(cells(study, scale))):
+    before, after = study.design.stages
+    for scale, runs in study.design.runs.items():
+        every = measured(study, (before, after, before + CHAT, after + CHAT), runs)
+        with_mass = [
+            cell for cell in every if not cell.choices.own_contexts and {before, after} <= cell.value.keys()
+        ]
+        names = {cell.benchmark for cell in with_mass}
+        for category, benchmark, chosen in grouped(with_mass):
+            without = "" if benchmark else left_out(study, names, category, masses=True)
             stages = dict.fromkeys(stage for cell in chosen for stage in cell.value)
             for stage, minus in [*((stage, "") for stage in stages), *compared(study.design.stages)]:
                 there = [cell for cell in chosen if {stage, minus or stage} <= cell.value.keys()]
                 for measure in (GOLD, FORMAT, KNOWLEDGE, MASS) if there else ():
-                    mean = two_way_mean(values(there, measure, stage, minus), study.options.level)
+                    mean = mean_of(there, measure, stage, minus, study.options.level)
                     at = (scale, category, benchmark, measure, stage, minus)
-                    out.append(FormatRow(*at, *mean, note_of(there, chosen)))
+                    out.append(FormatRow(*at, *mean, joined(note_of(there, chosen), without)))
     return out
 
 
@@ -93,35 +109,41 @@ def values(cells: Sequence[Any], measure: str, stage: str, minus: str = "") -> l
     return [x - cell.value[minus][measure] for x, cell in zip(at_MI, cells, strict=True)] if minus else at_MI
 
 
-def note_of(there: list[Decomposed], every: list[Decomposed]) -> str:
+def mean_of(cells: Sequence[Measured], measure: str, stage: str, minus: str, level: float) -> Mean:
+    """The mean over benchmarks of a measure at a stage, or of its difference to `minus`. Of items of which no choice begins with
+    another, a mass is a probability."""
+    more = any(cell.above > 0.0 for cell in cells)
+    log = ANY if more and measure != KNOWLEDGE else Range(-math.inf, 0.0)
+    possible = {ACCURACY: SHARE, MASS: POSITIVE if more else SHARE}.get(measure, log)
+    value_BMI = values(cells, measure, stage, minus)
+    return two_way_mean(value_BMI, level, difference(possible) if minus else possible)
+
+
+def note_of(there: list[Measured], every: list[Measured]) -> str:
     above = float(np.mean([cell.above for cell in there]))
     said = f"choices begin with one another: mass above 1 on {above:.2%} of the items" if above > 0 else ""
     return joined(said, partly(there, every))
 
 
-def cells(study: Study, scale: str) -> Iterator[Decomposed]:
-    before, after = study.design.stages
-    mixture_R = study.design.mixture_R(scale)
-    names = {before: study.design.names(scale, False), after: study.design.names(scale, True)}
-    names |= {stage + CHAT: [name + CHAT for name in of] for stage, of in list(names.items())}
+def measured(study: Study, stages: Iterable[str], runs: Sequence[Run]) -> Iterator[Measured]:
+    """Every benchmark, at those of the stages at which all of the runs were scored on it."""
+    mixture_R = numbered(run.mixture for run in runs)[1]
     for choices in study.scores.benchmarks:
-        if choices.own_contexts:
-            continue
-        value, above = {}, 0.0
-        for stage, of in names.items():
-            if (some := choices.of(of)) is None:
-                continue
-            parts = decomposed(some)
-            above = max(above, float((parts[FORMAT] > 1e-6).mean()))
-            value[stage] = {name: by_mixture(x_RI, mixture_R) for name, x_RI in parts.items()}
-        if before in value and after in value:
-            yield Decomposed(choices.category, choices.name, value, above)
+        value = {}
+        for stage in stages:
+            if (some := choices.of([run.by_stage.get(stage, "") for run in runs])) is not None:
+                value[stage] = {name: by_mixture(x_RI, mixture_R) for name, x_RI in measures(some).items()}
+        if value:
+            yield Measured(choices.category, choices.name, choices, value)
 
 
-def decomposed(some: Choices) -> dict[str, Array]:
-    """By measure, (R, I) of R checkpoints."""
+def measures(some: Choices) -> dict[str, Array]:
+    """By measure, (R, I) of R checkpoints; accuracy alone where choices stand behind contexts of their own."""
+    if some.own_contexts:
+        return {ACCURACY: some.right()}
     mass_RI, gold_RI = some.log_mass(), some.gold()
-    return {GOLD: gold_RI, FORMAT: mass_RI, KNOWLEDGE: gold_RI - mass_RI, MASS: np.exp(mass_RI)}
+    parts = {GOLD: gold_RI, FORMAT: mass_RI, KNOWLEDGE: gold_RI - mass_RI, MASS: np.exp(mass_RI)}
+    return {ACCURACY: some.right(), **parts, ABOVE: (mass_RI > 1e-6).astype(np.float64)}
 
 
 def table(findings: Findings, benchmarks: bool = False) -> Table:

@@ -28,17 +28,17 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from evalengine.analysis.claims import Claim, claim
 from evalengine.analysis.explain.choices import Array, Scores
-from evalengine.analysis.explain.design import Place, by_mixture, ordered, placed
+from evalengine.analysis.explain.design import by_mixture, numbered, ordered, placed
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, once
 from evalengine.analysis.explain.means import Member, grouped, joined, over, partly
-from evalengine.analysis.explain.twoway import two_way_mean
+from evalengine.analysis.explain.student import two_way_mean
 from evalengine.analysis.figure import File, Folded, Lines, Part, Table, blocks, by, pivot
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.items import names
+from evalengine.analysis.ranges import Range, difference
 from evalengine.analysis.results import share_with_interval, signed, with_interval
 from evalengine.labels import CHAT, TRAINED, scale_key, stage_key
 
@@ -102,7 +102,7 @@ class Shared(Member):
     at: dict[str, Shares]  # by stage, where all its runs were scored
 
 
-Places = dict[str, dict[str, dict[Place, str]]]  # checkpoints by scale, stage, and mixture with seed
+Runs = list[tuple[str, str]]  # mixture and checkpoint of each, in order
 Measures = dict[tuple[str, str], list[Array]]  # by measure and format: (M, I) of each benchmark
 
 
@@ -115,8 +115,8 @@ def _rows(study: Study) -> Iterator[ShareRow]:
     if study.formats is None or not study.formats.benchmarks:
         return
     formats = [name for name, _ in study.formats.benchmarks[0].formats]
-    for scale, by_stage in places(study.formats).items():
-        mixtures = {stage: of_stage(found)[1] for stage, found in by_stage.items()}
+    for scale, by_stage in runs_of(study.formats).items():
+        mixtures = {stage: numbered(mixture for mixture, _ in runs)[0] for stage, runs in by_stage.items()}
         pairs = [(stage, "") for stage in by_stage]
         pairs += [(stage, previous(stage, by_stage, study.design.stages[0])) for stage in by_stage]
         every = list(cells(study.formats, by_stage))
@@ -136,11 +136,9 @@ def _rows(study: Study) -> Iterator[ShareRow]:
             note = note_of(there, chosen, stage)
             each = [(m, slice(k, k + 1)) for k, m in enumerate(shared)] if not benchmark else []
             for (mixture, use), (key, value) in itertools.product([("", slice(None)), *each], values.items()):
-                mean = two_way_mean([x[use] for x in value], study.options.level)
-                if not minus:
-                    top = np.inf if key[0] == ENTROPY else 1.0
-                    low, high = np.clip([mean.low, mean.high], 0.0, top).tolist()
-                    mean = mean._replace(low=low, high=high)
+                possible = Range(0.0, math.log(len(formats)) if key[0] == ENTROPY else 1.0)
+                possible = difference(possible) if minus else possible
+                mean = two_way_mean([x[use] for x in value], study.options.level, possible)
                 yield ShareRow(scale, category, benchmark, mixture, stage, minus, key[0], key[1], *mean, note)
 
 
@@ -162,23 +160,18 @@ def measures(cells: list[Shared], stage: str, index_M: list[int], formats: Seque
     return out
 
 
-def places(scores: Scores) -> Places:
-    """The checkpoints of every scale and stage, in order. Raises UserError where two claim one place."""
-    out: Places = {}
-    found = placed(scores.checkpoints.values(), "in formats, ")
-    for scale in sorted(found, key=scale_key):
-        stages = sorted({stage for of in found[scale].values() for stage in of}, key=stage_key)
+def runs_of(scores: Scores) -> dict[str, dict[str, Runs]]:
+    """Those of every scale and stage, in order. Raises UserError where two checkpoints claim one place."""
+    out = {}
+    for scale, found in sorted(
+        placed(scores.checkpoints.values(), "in formats, ").items(), key=lambda one: scale_key(one[0])
+    ):
+        runs = [(mixture, found[mixture, seed]) for mixture, seed in ordered(found)]
+        stages = sorted({stage for _, by_stage in runs for stage in by_stage}, key=stage_key)
         out[scale] = {
-            stage: {place: of[stage] for place, of in found[scale].items() if stage in of} for stage in stages
+            stage: [(mixture, of[stage]) for mixture, of in runs if stage in of] for stage in stages
         }
     return out
-
-
-def of_stage(found: Mapping[Place, str]) -> tuple[list[str], list[str], NDArray[np.int64]]:
-    """The checkpoints of a stage, its mixtures, and the place of each checkpoint's mixture among them."""
-    order = ordered(found)
-    mixtures = list(dict.fromkeys(mixture for mixture, _ in order))
-    return [found[place] for place in order], mixtures, np.array([mixtures.index(m) for m, _ in order])
 
 
 def previous(stage: str, known: Mapping[str, object], first: str) -> str:
@@ -193,14 +186,14 @@ def previous(stage: str, known: Mapping[str, object], first: str) -> str:
     return first if plain not in TRAINED and first != stage and first in known else ""
 
 
-def cells(scores: Scores, by_stage: Mapping[str, Mapping[Place, str]]) -> Iterator[Shared]:
+def cells(scores: Scores, by_stage: Mapping[str, Runs]) -> Iterator[Shared]:
     """Of one scale, every benchmark."""
     for choices in scores.benchmarks:
         at = {}
-        for stage, found in by_stage.items():
-            checkpoints, _, mixture_R = of_stage(found)
-            if (some := choices.of(checkpoints)) is None:
+        for stage, runs in by_stage.items():
+            if (some := choices.of([checkpoint for _, checkpoint in runs])) is None:
                 continue
+            mixture_R = numbered(mixture for mixture, _ in runs)[1]
             written = [some.in_format(f) for f in range(len(choices.formats))]
             log_RFI = np.stack([one.log_mass() for one in written], axis=1)
             right_RFI = np.stack([one.right() for one in written], axis=1)

@@ -20,6 +20,7 @@ import numpy as np
 
 from evalengine.analysis.claims import CAUTION, Claim, claim, side
 from evalengine.analysis.explain import doses, exposed
+from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.dose_slopes import (
     ACROSS,
     AT_ZERO,
@@ -31,24 +32,25 @@ from evalengine.analysis.explain.dose_slopes import (
     X,
     rows,
 )
-from evalengine.analysis.explain.dosed_items import (
+from evalengine.analysis.explain.doses import (
     ACCURACY,
     MARGIN,
     OUTCOMES,
+    Dosages,
     DosedItems,
     When,
     dosed_items,
+    together,
     whens,
 )
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
-from evalengine.analysis.explain.means import lines_of, when_said
-from evalengine.analysis.explain.student import half_width
+from evalengine.analysis.explain.means import lines_of, over_bins, when_said
+from evalengine.analysis.explain.student import pooled
 from evalengine.analysis.explain.within import fitted, varies
 from evalengine.analysis.figure import (
     File,
     Folded,
     Intervals,
-    Lines,
     Part,
     Table,
     blocks,
@@ -56,10 +58,12 @@ from evalengine.analysis.figure import (
     with_benchmarks,
 )
 from evalengine.analysis.groups import ALL
+from evalengine.analysis.ranges import Range
 from evalengine.analysis.results import p_value, signed, with_interval
 
 HIGH = 0.7  # an r over bins that someone could take for evidence
 BINS = 10
+PERCENT = Range(0.0, 100.0)
 OF_ITEMS, OF_SLOPE = "bins of items", "slope within items"
 DETAILS = (SLOPE, ACROSS, WHERE_SEEN, ZERO, CURVATURE, AT_ZERO)
 # The slope of the dose that is looked at closely.
@@ -86,35 +90,37 @@ def bin_rows(study: Study) -> list[BinRow]:
     if (dose := doses.headline(study)) is None:
         return out
     for scale in study.design.scales:
-        if (items := dosed_items(study, scale, {X: (dose, None)})) is None:
+        items = dosed_items(study, scale, {X: (dose, None)})
+        if items is None or not items.benchmarks:
             continue
         for when in whens(study.design.stages)[:2]:
-            found = _bins_of(items, when, study.options.level)
-            out += [row._replace(scale=scale, dose=str(dose)) for row in found]
+            out += _bins_of(items, (scale, when[0], str(dose)), when, study.options.level)
     return out
 
 
-def _bins_of(items: DosedItems, when: When, level: float) -> Iterator[BinRow]:
-    x, y = items.within()
-    if not varies(x[X]):
+def _bins_of(items: Dosages, place: tuple[str, str, str], when: When, level: float) -> Iterator[BinRow]:
+    def both(every: list[DosedItems]) -> tuple[Array, Array]:
+        return together(one.x[X] for one in every), together(one.y[when, ACCURACY] for one in every)
+
+    within = both([one.within() for one in items.benchmarks])
+    if not varies(within[0]):
         return
-    slope, _ = fitted(np.stack([x[X], y[when, ACCURACY]]), level)
-    x_MI, y_MI = items.x[X], 100.0 * items.y[when, ACCURACY]
+    slope, _ = fitted(np.stack(within), level)
+    x_MI, right_MI = both(items.benchmarks)
+    y_MI = 100.0 * right_MI
     edges = np.unique(np.quantile(x_MI, np.arange(1, BINS) / BINS))
     bin_MI = np.searchsorted(edges, x_MI, side="right")
     for k in range(len(edges) + 1):
         mine = bin_MI == k
-        count_M = mine.sum(axis=1)
-        if not count_M.all():
+        if not mine.any(axis=1).all():
             continue
-        mean_M = np.where(mine, y_MI, 0.0).sum(axis=1) / count_M
-        half, at, mean = half_width(mean_M, level), float(x_MI[mine].mean()), float(y_MI[mine].mean())
-        items_K = int(mine.sum())
-        yield BinRow("", when[0], "", OF_ITEMS, k, at, mean, mean - half, mean + half, items_K)
+        at, items_K = float(x_MI[mine].mean()), int(mine.sum())
+        found = pooled(y_MI, mine, np.arange(len(y_MI)), level, PERCENT)
+        yield BinRow(*place, OF_ITEMS, k, at, *found, items_K)
         away = 100.0 * (at - float(x_MI.mean()))
         middle = float(y_MI.mean())
         line, *ends = (middle + away * float(b[0]) for b in slope[:3])
-        yield BinRow("", when[0], "", OF_SLOPE, k, at, line, min(ends), max(ends), items_K)
+        yield BinRow(*place, OF_SLOPE, k, at, line, min(ends), max(ends), items_K)
 
 
 def lacks(study: Study) -> str:
@@ -173,19 +179,6 @@ def errors_table(findings: Findings) -> Table:
         lines.append([when_said(r.stage, r.minus), r.scale, signed(r.estimate, 3), *errors])
     columns = ["stage", "scale", "nats", "by item", "by mixture (CR1)", "by both (CR3 and items)"]
     return Table("standard errors of the slope", columns, [lines], texts=2)
-
-
-def bins(findings: Findings) -> Lines:
-    found = findings.tables["frequency_bins"]
-    places = [str(k + 1) for k in sorted({r.bin for r in found})]
-    return Lines(
-        found,
-        places,
-        lambda r: str(r.bin + 1),
-        lambda r: f"{r.scale} {r.stage}",
-        across="bin of dose, lowest first",
-        up="accuracy (%)",
-    )
 
 
 def before_and_after(findings: Findings) -> Intervals:
@@ -268,7 +261,9 @@ def _bins_part(findings: Findings) -> Folded:
         f"line of the slope within items. r over bins: {found}. Bins hold different items, and averaging many of them can make "
         "r large whatever one item does: they are no evidence of what text teaches."
     )
-    return Folded("Bins, as such plots are usually drawn", [words, File("frequency_bins", bins(findings))])
+    rows = findings.tables["frequency_bins"]
+    bins = over_bins(rows, lambda r: f"{r.scale} {r.stage}", "bin of dose, lowest first", "accuracy (%)")
+    return Folded("Bins, as such plots are usually drawn", [words, File("frequency_bins", bins)])
 
 
 def claims(findings: Findings) -> Iterator[Claim]:

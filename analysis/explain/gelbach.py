@@ -28,11 +28,11 @@ import numpy as np
 from evalengine.analysis.claims import Claim, claim
 from evalengine.analysis.explain import doses, exposed
 from evalengine.analysis.explain.choices import Array
-from evalengine.analysis.explain.dosed_items import MARGIN, dosed_items, whens
+from evalengine.analysis.explain.doses import MARGIN, dosed_items, together, whens
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
 from evalengine.analysis.explain.exposed import SIMILARITIES, Dose
 from evalengine.analysis.explain.means import joined, when_said
-from evalengine.analysis.explain.student import Interval, of_correlation, of_share
+from evalengine.analysis.explain.student import Interval, jackknife, of_correlation
 from evalengine.analysis.explain.within import (
     clustered,
     influence,
@@ -44,6 +44,7 @@ from evalengine.analysis.explain.within import (
 )
 from evalengine.analysis.figure import File, Part, Table, blocks, pivot
 from evalengine.analysis.groups import ALL
+from evalengine.analysis.ranges import SHARE
 from evalengine.analysis.results import with_interval
 
 COUNT, SIMILARITY = "count", "similarity"
@@ -93,18 +94,20 @@ def rows(study: Study) -> list[GelbachRow]:
 
 def _of_kind(study: Study, scale: str, dose: Dose, kind: str) -> Iterator[GelbachRow]:
     items = dosed_items(study, scale, {COUNT: (dose, None), SIMILARITY: (Dose(kind, 0), None)})
-    if items is None:
+    if items is None or not items.benchmarks:
         return
-    x, y = items.within()
-    for group in items.groups():
-        x_2MI = np.stack([x[COUNT], x[SIMILARITY]])[:, :, group.item]
+    inside = {one.benchmark: one.within() for one in items.benchmarks}
+    for category, benchmark, cells in items.groups():
+        within = [inside[one.benchmark] for one in cells]
+        x_2MI = [together(one.x[name] for one in within) for name in (COUNT, SIMILARITY)]
         for when in whens(study.design.stages):
-            place = (scale, *when, str(dose), kind, group.category, group.benchmark)
-            within_VMI = np.stack([*x_2MI, y[when, MARGIN][:, group.item]])
+            place = (scale, *when, str(dose), kind, category, benchmark)
+            within_VMI = np.stack([*x_2MI, together(one.y[when, MARGIN] for one in within)])
             for name, found in estimates(within_VMI, study.options.level).items():
                 apart = "" if np.isfinite(found.estimate) else "count and similarity do not vary apart"
-                note = joined(apart, exposed.wording(study))
-                yield GelbachRow(*place, name, *found, len(items.mixtures), len(group.item), note)
+                without = "" if benchmark else items.without(category)
+                note = joined(apart, without, exposed.wording(study))
+                yield GelbachRow(*place, name, *found, len(items.mixtures), within_VMI.shape[2], note)
 
 
 def estimates(within_VMI: Array, level: float = 0.95) -> dict[str, Interval]:
@@ -128,8 +131,9 @@ def estimates(within_VMI: Array, level: float = 0.95) -> dict[str, Interval]:
         if name in of:
             out[name] = interval(value_J[:, None], clustered(of[name][None]), level).at(0)
         else:
-            share_of = of_correlation if name == TOGETHER else of_share
-            out[name] = share_of(value_J[:1], value_J[1:, None], level).at(0)._replace(p=np.nan)
+            given = value_J[:1], value_J[1:, None], level
+            interval_of = of_correlation(*given) if name == TOGETHER else jackknife(*given, possible=SHARE)
+            out[name] = interval_of.at(0)._replace(p=np.nan)
     return out
 
 

@@ -5,7 +5,7 @@ Dims: R runs, I items of all benchmarks, W wrong choices of all items.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -49,43 +49,28 @@ def item_levels(study: Study, mixtures: int = 1) -> Iterator[tuple[str, ItemLeve
 def item_level(study: Study, scale: str) -> ItemLevel | None:
     """None where no benchmark was scored on every run."""
     both = study.design.names(scale, False), study.design.names(scale, True)
-    found = []
-    for choices in study.scores.benchmarks:
-        before, after = map(choices.of, both)
-        if before is not None and after is not None:
-            found.append((before, after))
+    pairs = [tuple(map(choices.of, both)) for choices in study.scores.benchmarks]
+    found = [(one, other) for one, other in pairs if one is not None and other is not None]
     if not found:
         return None
-    sizes, columns = [len(one.item_I) for one, _ in found], [list(_columns(*pair)) for pair in found]
-    right_before, right_after, margin, logp, logp_after, wrong, wrong_after = (
-        np.concatenate(column, axis=1) for column in zip(*columns, strict=True)
-    )
-    wrong_I = np.concatenate([np.diff(one.offset_I1) - 1 for one, _ in found])
+    before, after = zip(*found, strict=True)
+
+    def joined(of: Callable[[Choices], Array], benchmarks: Iterable[Choices]) -> Array:
+        return np.concatenate([of(one) for one in benchmarks], axis=-1)
+
+    wrong_I = joined(lambda one: np.diff(one.offset_I1) - 1, before).astype(np.int64)
     return ItemLevel(
-        tuple(one.name for one, _ in found),
-        tuple(one.category for one, _ in found),
-        study.design.mixture_R(scale),
-        np.repeat(np.arange(len(found)), sizes),
-        tuple(item for one, _ in found for item in one.item_I),
-        right_before,
-        right_after,
-        margin,
-        logp,
-        logp_after,
-        np.repeat(np.arange(len(wrong_I)), wrong_I),
-        wrong,
-        wrong_after,
+        tuple(one.name for one in before),
+        tuple(one.category for one in before),
+        study.design.numbered(scale)[1],
+        np.repeat(np.arange(len(before)), [len(one.item_I) for one in before]),
+        tuple(item for one in before for item in one.item_I),
+        right_before=joined(Choices.right, before),
+        right_after=joined(Choices.right, after),
+        margin=joined(Choices.margin, before),
+        logp=joined(Choices.gold, before),
+        logp_after=joined(Choices.gold, after),
+        item_W=np.repeat(np.arange(len(wrong_I)), wrong_I),
+        wrong=joined(Choices.wrong, before),
+        wrong_after=joined(Choices.wrong, after),
     )
-
-
-def _columns(one: Choices, other: Choices) -> Iterator[Array]:
-    """The fields of ItemLevel from `right_before` to `wrong_after` but `item_W`, of one benchmark before and after."""
-    wrong_C = np.ones(one.loglik_KC.shape[1], dtype=bool)
-    wrong_C[one.gold_C] = False
-    yield one.right()
-    yield other.right()
-    yield one.margin()
-    yield one.gold()
-    yield other.gold()
-    yield one.loglik_KC[:, wrong_C]
-    yield other.loglik_KC[:, wrong_C]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 
 from evalengine.analysis.correlation import benjamini_hochberg
-from evalengine.analysis.explain.explainer import Findings
-from evalengine.analysis.figure import Part, by, pivot
+from evalengine.analysis.explain.explainer import Findings, Study
+from evalengine.analysis.figure import Lines, Part, by, pivot
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.panel import category_key
 
@@ -50,6 +50,18 @@ def partly(there: Sequence[Any], every: Sequence[Any]) -> str:
     return f"over the {len(there)} of {len(every)} benchmarks that every run was scored on"
 
 
+def left_out(study: Study, there: Collection[str], category: str, masses: bool = False) -> str:
+    """Which benchmarks the mean over those `there` of a category, or of all, does not hold, and why. masses: it is of what
+    choices behind contexts of their own do not have."""
+    whys: dict[str, list[str]] = {}
+    for one in study.scores.benchmarks:
+        if one.name not in there and category in (one.category, ALL):
+            own = masses and one.own_contexts
+            why = "contexts differ by choice" if own else "not on every checkpoint"
+            whys.setdefault(why, []).append(one.name)
+    return joined(*(f"without {', '.join(lost)} ({why})" for why, lost in whys.items()))
+
+
 def with_q(rows: Sequence[R], family: Callable[[R], Any]) -> list[R]:
     """Rows with Benjamini and Hochberg's q over the p of those of one family; as they are where that is None."""
     out = list(rows)
@@ -79,6 +91,12 @@ def when_said(stage: str, minus: str) -> str:
 def over(benchmarks: bool) -> str:
     """The heading of the column that says what a line is of."""
     return "benchmark" if benchmarks else "mean over"
+
+
+def over_bins(rows: Sequence[Any], panel: Callable[[Any], str], across: str, up: str) -> Lines:
+    """A line over the bins of rows with a field `bin`, which are counted from 1."""
+    places = [str(k + 1) for k in sorted({row.bin for row in rows})]
+    return Lines(rows, places, lambda row: str(row.bin + 1), panel, across=across, up=up)
 
 
 def lines_of(

@@ -25,8 +25,8 @@ from evalengine.analysis.claims import Claim, side, supported, unsupported
 from evalengine.analysis.correlation import BlockNumbers, members_of
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
-from evalengine.analysis.explain.means import Member, grouped, joined, with_q
-from evalengine.analysis.explain.quantities import ACCURACY, Values, values_of
+from evalengine.analysis.explain.means import grouped, joined, left_out, with_q
+from evalengine.analysis.explain.quantities import ACCURACY, quantities_of
 from evalengine.analysis.explain.ranking import (
     AGREEMENT,
     LEAST,
@@ -37,7 +37,7 @@ from evalengine.analysis.explain.ranking import (
     with_and_without,
     within,
 )
-from evalengine.analysis.explain.twoway import interaction
+from evalengine.analysis.explain.student import interaction
 from evalengine.analysis.figure import File, Part, Table, pivot
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.results import p_value, share_with_interval, with_interval
@@ -67,43 +67,40 @@ class ProxyRow(NamedTuple):
     note: str
 
 
-def settings(study: Study) -> Iterator[tuple[str, Values, str, Values]]:
+Where = tuple[str, bool]  # a scale, and whether after fine-tuning
+
+
+def settings(scales: Sequence[str]) -> list[tuple[Where, Where]]:
     """What is seen and what it is to predict: at each scale after fine-tuning; of the smallest scale, the largest's."""
-    scales = study.design.scales
     pairs = [((scale, False), (scale, True)) for scale in scales]
     if len(scales) > 1:
         small, large = scales[0], scales[-1]
         pairs += [
             ((small, seen), (large, target)) for seen, target in ((False, False), (False, True), (True, True))
         ]
-    for seen, target in pairs:
-        names = (f"{scale} {study.design.stages[after]}" for scale, after in (seen, target))
-        yield next(names), values_of(study, *seen), next(names), values_of(study, *target)
+    return pairs
 
 
 def rows(study: Study) -> list[ProxyRow]:
-    out: list[ProxyRow] = []
-    for seen, x, target, y in settings(study):
-        mixtures = [m for m in x.mixtures if m in y.mixtures]
-        benchmarks = [Member(x.categories[b], b) for b in x.value if b in y.value]
-        if len(mixtures) >= LEAST and benchmarks:
-            found = _rows(study, x, y, mixtures, benchmarks)
-            out += [row._replace(seen=seen, target=target) for row in found]
+    out = [row for pair in settings(study.design.scales) for row in _rows(study, *pair)]
     return with_q(out, attrgetter("seen", "target", "measure", "category", "benchmark"))
 
 
-def _rows(
-    study: Study, x: Values, y: Values, mixtures: list[str], benchmarks: Sequence[Member]
-) -> Iterator[ProxyRow]:
-    """Rows but for what is seen and predicted. Regret and ceilings have no interval: no resampling of mixtures says how far the
-    choice of the best one would move."""
-    of_x, of_y = ([v.mixtures.index(m) for m in mixtures] for v in (x, y))
+def _rows(study: Study, seen: Where, target: Where) -> Iterator[ProxyRow]:
+    """Regret and ceilings have no interval: no resampling of mixtures says how far the choice of the best one would move."""
+    x, y = (quantities_of(study, *where) for where in (seen, target))
+    all_x, all_y = (study.design.numbered(scale)[0] for scale, _ in (seen, target))
+    mixtures, benchmarks = [m for m in all_x if m in all_y], [one for b, one in x.items() if b in y]
+    if len(mixtures) < LEAST or not benchmarks:
+        return
+    of_x, of_y = ([every.index(m) for m in mixtures] for every in (all_x, all_y))
     names, nan = [one.benchmark for one in benchmarks], (np.nan,)
-    proxies, n = list(x.value[names[0]]), len(mixtures)
-    x_PMB = np.stack([np.stack([x.value[b][p][of_x].mean(axis=1) for b in names], axis=1) for p in proxies])
-    items_BMI = [y.value[b][ACCURACY][of_y] for b in names]
+    proxies, n = list(benchmarks[0].value), len(mixtures)
+    x_PMB = np.stack([np.stack([x[b].value[p][of_x].mean(axis=1) for b in names], axis=1) for p in proxies])
+    items_BMI = [y[b].value[ACCURACY][of_y] for b in names]
     y_MB = np.stack([x_MI.mean(axis=1) for x_MI in items_BMI], axis=1)
-    block_M = study.block_of(mixtures)
+    block_M, stages = study.block_of(mixtures), study.design.stages
+    setting = f"{seen[0]} {stages[seen[1]]}", f"{target[0]} {stages[target[1]]}"
     ceilings = ceiling(items_BMI, block_M)
     for measure in MEASURES:
         value_PJB = np.stack([with_and_without(measure, x_MB, y_MB, block_M) for x_MB in x_PMB])
@@ -112,23 +109,25 @@ def _rows(
         lines = dict(zip(proxies, value_PJB, strict=True))
         if measure == AGREEMENT:
             lines[CHOSEN] = np.full(value_PJB.shape[1:], np.nan)
-        if measure == AGREEMENT and known_B.any():
+        if measure == AGREEMENT and known_B.sum() > 1:
             lines[CHOSEN][:, known_B] = chosen(value_PJB[:, :, known_B])
         for category, benchmark, used, tied in over_benchmarks(known_B, benchmarks):
             at = (measure, category, benchmark)
+            without = joined(tied, "" if benchmark else left_out(study, names, category))
             for proxy, value_JB in lines.items():
                 for minus in ("",) if benchmark or proxy == ACCURACY else ("", ACCURACY):
                     value_J = value_JB - lines[minus] if minus else value_JB
                     ends, why = interval(value_J[:, used], measure, bool(minus), study.options.level, block_M)
-                    yield ProxyRow("", "", proxy, minus, *at, *ends, np.nan, n, joined(tied, why))
+                    yield ProxyRow(*setting, proxy, minus, *at, *ends, np.nan, n, joined(without, why))
             most = float(ceilings[measure][used].mean()) if used else np.nan
-            yield ProxyRow("", "", CEILING, "", *at, most, *nan * 4, n, tied)
+            yield ProxyRow(*setting, CEILING, "", *at, most, *nan * 4, n, without)
     place = {b: k for k, b in enumerate(names)}
     for proxy, x_MB in zip(proxies, x_PMB, strict=True):
         lost_B = regret(x_MB, y_MB)
         for category, benchmark, of in grouped(benchmarks):
             lost = float(lost_B[[place[one.benchmark] for one in of]].mean())
-            yield ProxyRow("", "", proxy, "", REGRET, category, benchmark, lost, *nan * 4, n, "")
+            without = "" if benchmark else left_out(study, names, category)
+            yield ProxyRow(*setting, proxy, "", REGRET, category, benchmark, lost, *nan * 4, n, without)
 
 
 def chosen(value_PJB: Array) -> Array:

@@ -18,7 +18,8 @@ Dims: K checkpoints, I items, C choices.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,34 +27,33 @@ from numpy.typing import NDArray
 from evalengine.analysis.explain.choices import Array, Choices
 from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.explainer import Study, once
+from evalengine.analysis.explain.means import Member
 
 ACCURACY = "accuracy"
 UNITS = ("", " per character", " per token")
 
 
-class Values(NamedTuple):
-    """One scale and stage, runs of a mixture averaged: by benchmark, then quantity, (M, I) and the standard deviation between
-    runs of a mixture, NaN with one run of each. Benchmarks that a run lacks are left out."""
+@dataclass(frozen=True)
+class Quantities(Member):
+    """A benchmark at a scale and stage, by quantity: (M, I), runs of a mixture averaged, and the standard deviation between runs
+    of a mixture, NaN with one run of each."""
 
-    mixtures: tuple[str, ...]
-    categories: dict[str, str]
-    value: dict[str, dict[str, Array]]
-    between_runs: dict[str, dict[str, float]]
+    value: dict[str, Array]
+    between_runs: dict[str, float]
 
 
 @once
-def values_of(study: Study, scale: str, after: bool) -> Values:
-    names, mixture_R = study.design.names(scale, after), study.design.mixture_R(scale)
-    found = Values(tuple(study.design.mixtures[m] for m in np.unique(mixture_R)), {}, {}, {})
+def quantities_of(study: Study, scale: str, after: bool) -> dict[str, Quantities]:
+    """By benchmark, of those that all runs have."""
+    out = {}
+    mixture_R = study.design.numbered(scale)[1]
     for choices in study.scores.benchmarks:
-        if (some := choices.of(names)) is not None:
+        if (some := choices.of(study.design.names(scale, after))) is not None:
             every = dict(quantities(some))
-            found.categories[choices.name] = choices.category
-            found.value[choices.name] = {q: by_mixture(x_RI, mixture_R) for q, x_RI in every.items()}
-            found.between_runs[choices.name] = {
-                q: between_runs(x_RI.mean(axis=1), mixture_R) for q, x_RI in every.items()
-            }
-    return found
+            value = {q: by_mixture(x_RI, mixture_R) for q, x_RI in every.items()}
+            apart = {q: between_runs(x_RI.mean(axis=1), mixture_R) for q, x_RI in every.items()}
+            out[choices.name] = Quantities(choices.category, choices.name, value, apart)
+    return out
 
 
 def between_runs(mean_R: Array, mixture_R: NDArray[np.int64]) -> float:

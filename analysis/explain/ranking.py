@@ -14,10 +14,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from evalengine.analysis import ranges
 from evalengine.analysis.correlation import BlockNumbers, members_of
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.means import C, grouped
-from evalengine.analysis.explain.student import jackknife, of_correlation, of_share
+from evalengine.analysis.explain.student import jackknife, of_correlation
+from evalengine.analysis.ranges import CORRELATION, SHARE
 
 LEAST = 4  # mixtures
 AGREEMENT, R = MEASURES = ("pair agreement", "r")
@@ -38,8 +40,13 @@ def interval(
     if not value_JB.shape[1]:
         return (np.nan, np.nan, np.nan, np.nan), ""
     value_J = value_JB.mean(axis=1)
-    interval_of = jackknife if difference else of_share if measure == AGREEMENT else of_correlation
-    estimate, low, high, se, p = interval_of(value_J[:1], value_J[1:, None], level, block_M).at(0)
+    given = value_J[:1], value_J[1:, None], level, block_M
+    if measure == R and not difference:
+        found = of_correlation(*given)
+    else:
+        possible = SHARE if measure == AGREEMENT else CORRELATION
+        found = jackknife(*given, ranges.difference(possible) if difference else possible)
+    estimate, low, high, se, p = found.at(0)
     if not se > 1e-12:
         return (estimate, np.nan, np.nan, np.nan), "the same without each mixture, so no interval"
     return (estimate, low, high, p if difference else np.nan), ""

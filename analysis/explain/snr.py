@@ -19,8 +19,8 @@ from evalengine.analysis.claims import CAUTION, Claim
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
 from evalengine.analysis.explain.proxies import AGREEMENT
-from evalengine.analysis.explain.quantities import ACCURACY, values_of
-from evalengine.analysis.explain.twoway import interaction
+from evalengine.analysis.explain.quantities import ACCURACY, quantities_of
+from evalengine.analysis.explain.student import interaction
 from evalengine.analysis.figure import File, Folded, Part, Table, blocks, pivot
 
 
@@ -46,14 +46,10 @@ def rows(study: Study) -> list[SnrRow]:
     out = []
     for scale in study.design.scales:
         for after, stage in enumerate(study.design.stages):
-            values = values_of(study, scale, bool(after))
-            if len(values.mixtures) < 2:
-                continue
-            for benchmark, of in values.value.items():
-                for quantity, x_MI in of.items():
-                    at = (scale, stage, quantity, values.categories[benchmark], benchmark)
-                    seeds = values.between_runs[benchmark][quantity]
-                    out.append(SnrRow(*at, *signal_and_noise(x_MI), seeds, len(x_MI)))
+            for one in quantities_of(study, scale, bool(after)).values():
+                for quantity, x_MI in one.value.items() if study.design.paired[scale] > 1 else ():
+                    at = (scale, stage, quantity, one.category, one.benchmark)
+                    out.append(SnrRow(*at, *signal_and_noise(x_MI), one.between_runs[quantity], len(x_MI)))
     return out
 
 
@@ -93,6 +89,7 @@ def shown(findings: Findings) -> Iterator[Part]:
 
 def _relation(findings: Findings) -> Iterator[str]:
     """Over benchmarks: do those with the larger ratio predict better?"""
+    from scipy.special import ndtri
     from scipy.stats import spearmanr
 
     before, after = findings.method["stages"]
@@ -108,7 +105,8 @@ def _relation(findings: Findings) -> Iterator[str]:
             continue
         found = spearmanr(*zip(*pairs, strict=True))
         rho = float(found.statistic)
-        half = 1.96 * np.sqrt((1 + rho**2 / 2) / (len(pairs) - 3))  # Bonett & Wright (2000)
+        z = float(ndtri(0.5 + findings.method["level"] / 2))
+        half = z * np.sqrt((1 + rho**2 / 2) / (len(pairs) - 3))  # Bonett & Wright (2000)
         low, high = np.tanh(np.arctanh(rho) - half), np.tanh(np.arctanh(rho) + half)
         yield (
             f"Over {len(pairs)} benchmarks at {scale}, the ratio and how often accuracy is right of two have Spearman's rank "

@@ -34,8 +34,7 @@ from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
 from evalengine.analysis.explain.item_level import ItemLevel, item_levels
 from evalengine.analysis.explain.logistic import Fit, clustered, dummies, fit
-from evalengine.analysis.explain.student import quantile
-from evalengine.analysis.explain.twoway import Mean, two_way_mean
+from evalengine.analysis.explain.student import Mean, quantile, two_way_mean
 from evalengine.analysis.figure import File, Part, Table
 
 LEAST = 3  # mixtures

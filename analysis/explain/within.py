@@ -63,18 +63,15 @@ class Errors(NamedTuple):
     cell_K: Array
 
 
-def demeaned(value_VMI: Array, benchmark_I: NDArray[np.int64]) -> Array:
-    """Without the effects of items and of benchmarks by mixtures. Items of a benchmark stand together."""
-    rest_VMI = centred(value_VMI, benchmark_I)
-    return rest_VMI - rest_VMI.mean(axis=1, keepdims=True)
+def demeaned(value_MI: Array) -> Array:
+    """Without the effects of the items of a benchmark and of the mixtures on it; (..., M, I)."""
+    rest_MI = centred(value_MI)
+    return rest_MI - rest_MI.mean(axis=-2, keepdims=True)
 
 
-def centred(value_VMI: Array, benchmark_I: NDArray[np.int64]) -> Array:
-    """Without the effects of benchmarks by mixtures."""
-    first = np.flatnonzero(np.diff(benchmark_I, prepend=-1))
-    sizes = np.diff(np.append(first, len(benchmark_I)))
-    mean_VMB = np.add.reduceat(value_VMI, first, axis=2) / sizes
-    return value_VMI - np.repeat(mean_VMB, sizes, axis=2)
+def centred(value_MI: Array) -> Array:
+    """Without the effects of the mixtures on a benchmark; (..., M, I)."""
+    return value_MI - value_MI.mean(axis=-1, keepdims=True)
 
 
 def products(within_VMI: Array) -> Array:

@@ -10,6 +10,8 @@ import multiprocessing
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -88,6 +90,13 @@ def alone(function: Callable[..., Answer], *args: Any) -> Answer:
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"{function.__name__} failed: {reason}") from None
+
+
+def score(arguments: Sequence[str], **environment: str) -> None:
+    """`evalengine score` as a process of its own. Raises UserError where it fails."""
+    command = [sys.executable, "-m", "evalengine", "score", *arguments, "--json"]
+    if subprocess.run(command, env=os.environ | environment, stdout=subprocess.DEVNULL).returncode:
+        raise UserError("evalengine score failed: see above")
 
 
 def peak_memory() -> float:

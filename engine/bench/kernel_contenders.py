@@ -81,10 +81,6 @@ def scoring(case: Case) -> dict[str, Call]:
     }
     if fits(case):
         calls["F.linear + log_softmax"] = materialised
-        if shape.dtype != torch.float32:
-            calls["F.linear + float32 log_softmax"] = lambda: (
-                logits(h_ND, w_VD, cap).float().log_softmax(-1)[row_N, token_N]
-            )
         if shape.everything:  # needs a C++ compiler on a CPU
             calls["torch.compile of it"] = torch.compile(materialised, dynamic=False)
     losses = fused_losses(case)

@@ -65,12 +65,12 @@ def run(
     return Result(title, ("model", "seconds", "ratio to ours"), against(ours, seconds), ratios)
 
 
-def evaluated(model: Any, data: Path, limit: int, names: tuple[str, ...] = TASKS) -> Evaluation:
+def evaluated(model: Any, data: Path, limit: int) -> Evaluation:
     """The harness's own evaluation of its own tasks, their rows read from `data`."""
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    loaded = list(local_tasks.tasks(data, names, limit=limit).values())
+    loaded = list(local_tasks.tasks(data, TASKS, limit=limit).values())
     manager = TaskManager(include_defaults=False)  # else it reads thousands of task files each time
     started = time.perf_counter()
     with local_tasks.local_datasets(data), local_tasks.quiet():

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
-from evalengine.bench.harness import Result, against, medians, timed
+from evalengine.bench.harness import Result, against, medians, score, timed
 from evalengine.bench.inputs import make_checkpoints, workplace, world_data
 
 ONE, TWO = "one process, 2 threads", "Ray, 2 workers of 1 thread, its start included"
@@ -23,18 +20,11 @@ def run(quick: bool = False, data: Path | None = None, limit: int | None = None)
         command = [*map(str, paths), "--data", str(data), "--limit", str(limit)]
         workers = ["--ray", "local", "--workers", "2", "--cpus-per-worker", "1"]
         sides = {
-            ONE: partial(score, [*command, "--out", str(work / "one")]),
-            TWO: partial(score, [*command, "--out", str(work / "two"), *workers]),
+            ONE: partial(score, [*command, "--out", str(work / "one")], OMP_NUM_THREADS="2"),
+            TWO: partial(score, [*command, "--out", str(work / "two"), *workers], OMP_NUM_THREADS="2"),
         }
         score([*command, "--out", str(work / "plans")])  # plans and page cache warm for all
         took = medians({name: partial(timed, side) for name, side in sides.items()}, 1)
     title = f"Scale-out on this machine: {count} checkpoints ({size}), {limit} items a benchmark"
     ratios = {"one process / two workers": took[ONE] / took[TWO]}
     return Result(title, ("side", "seconds", "ratio to one process"), against(ONE, took), ratios)
-
-
-def score(arguments: list[str]) -> None:
-    """`evalengine score` as a process of its own."""
-    command = [sys.executable, "-m", "evalengine", "score", *arguments, "--json"]
-    environment = os.environ | {"OMP_NUM_THREADS": "2"}
-    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)

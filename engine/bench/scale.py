@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from evalengine import store
 from evalengine.bench.harness import Result, Row, alone, peak_memory
 from evalengine.bench.inputs import make_checkpoints, read_items, workplace, world_data
 from evalengine.errors import UserError
@@ -58,7 +59,7 @@ def run(quick: bool = False, data: Path | None = None) -> Result:
             synthetic.score(synthetic.make_checkpoints(folder, names(n)), STORED, out)
             size = sum(p.stat().st_size for p in out.glob("*/*.arrow"))
             steps = {
-                f"list {n}": measure(list_store, out),
+                f"list {n}": measure(store.paths, out),
                 f"resume {n}": measure(resume, folder, out),
                 f"correlate {n}": measure(correlate, out),
             }
@@ -99,12 +100,6 @@ def peak_of(step: Callable[..., object], *given: Any) -> float:
     with contextlib.redirect_stdout(io.StringIO()):
         step(*given)
     return peak_memory()
-
-
-def list_store(out: Path) -> None:
-    from evalengine import store
-
-    store.paths(out)
 
 
 def resume(folder: Path, out: Path) -> None:

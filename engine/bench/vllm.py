@@ -61,8 +61,7 @@ class Workload(NamedTuple):
             for _ in range(4):
                 lists.append(np.concatenate([context, rng.integers(1, vocab, 3)]).astype(np.int32))
                 starts.append(len(context))
-        offset = np.concatenate([[0], np.cumsum([len(x) for x in lists])]).astype(np.int64)
-        return Sequences(np.concatenate(lists), offset, np.asarray(starts, np.int32))
+        return Sequences.of(lists, starts)
 
 
 class Setup(NamedTuple):

@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
 
 from evalengine import __version__, console
 from evalengine.errors import UserError
+from evalengine.files import NO_ROOM
 from evalengine.untrusted import printable, reason
 
 COMMANDS = (  # in the order of a study, which `--help` keeps
@@ -41,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not given:
         parser().print_help(sys.stderr)
         return 2
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not know all characters of a path
+        sys.stdout.reconfigure(errors="backslashreplace")
     code = run(parser().parse_args(given))
     parallel = sys.modules.get("evalengine.training.parallel")
     if parallel is not None and parallel.launched():
@@ -67,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         return 130 if interrupted else 1
 
 
-NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EPERM, errno.EACCES)
+NOT_WRITTEN = (*NO_ROOM, errno.EPERM, errno.EACCES)
 
 
 def sentence(error: BaseException, out: object = None) -> str:

@@ -71,18 +71,8 @@ def _list(args: argparse.Namespace) -> int:
 
     benchmarks = resolve("all", args.benchmark_file or ())
     if args.json:
-        emit_json(
-            {
-                b.name: {
-                    "category": b.category,
-                    "default_score": b.default_score,
-                    "choices": b.choices,
-                    "hub": list(b.hub) if b.hub else None,
-                    "version": b.version,
-                }
-                for b in benchmarks
-            }
-        )
+        fields = ("category", "default_score", "choices", "hub", "version")
+        emit_json({b.name: {field: getattr(b, field) for field in fields} for b in benchmarks})
         return 0
     rows = [(b.name, b.category, b.default_score, b.choices, _source(b), b.version) for b in benchmarks]
     columns = ["benchmark", "category", "default score", "choices", "hub path / config / split", "version"]
@@ -184,14 +174,10 @@ def _formats(args: argparse.Namespace) -> int:
         found = {one.name: {name: of[f] for name, of in counts.items()} for f, one in enumerate(known)}
         emit_json({"counts": found, "kept": [one.name for one in kept]})
         return 0
-    rows = [
-        (
-            one.name,
-            shown(repr(one.template.text)),
-            *("–" if of[f] is None else f"{of[f]:,}" for of in counts.values()),
-        )
-        for f, one in enumerate(known)
-    ]
+    rows = []
+    for f, one in enumerate(known):
+        cells = ("–" if of[f] is None else f"{of[f]:,}" for of in counts.values())
+        rows.append((one.name, shown(repr(one.template.text)), *cells))
     title = f"Formats in up to {args.documents:,} documents of each source"
     table(title, ["format", "template", *counts], rows, left=2)
     say("–: without words of its own, found everywhere")

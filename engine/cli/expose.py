@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evalengine import console
+from evalengine.cli.train import check_jobs
 from evalengine.errors import UserError
 
 
@@ -24,7 +25,7 @@ def register(subparsers: Any) -> None:
     )
     add("--source", action="append", default=[], metavar="NAME=PATH", help=files)
     field = "of --source: the column that holds the text (default: text)"
-    add("--field", default="text", metavar="NAME", help=field)
+    add("--field", metavar="NAME", help=field)
     data = "folder that the study's paths are relative to, with the benchmarks' files in itself or in bench/"
     add("--data", type=Path, metavar="DIR", help=data)
     out = "where exposure.arrow goes (default: exposure)"
@@ -47,8 +48,11 @@ def run(args: argparse.Namespace) -> int:
 
     if (args.study is None) == (not args.source):
         raise UserError("name a study, or text files with --source NAME=PATH, and not both")
-    if args.jobs < 0:
-        raise UserError(f"--jobs must be 1 or more, or 0 for one a core, not {args.jobs}")
+    if args.study is not None and args.field is not None:
+        raise UserError("--field is for --source: a study states the field of each of its sources")
+    if args.source and args.ckpts is not None:
+        raise UserError("--ckpts is for a study, whose folder it is: leave it out with --source")
+    check_jobs(args.jobs)
     kinds = [kind.strip() for kind in args.similarity.split(",") if kind.strip()]
     similarity.check(kinds)
     if args.ckpts is not None and not args.ckpts.is_dir():
@@ -56,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if args.study is not None:
         plan = expose.of_study(studies.load(args.study), args.data, args.out, args.ckpts or Path("ckpts"))
     else:
-        plan = expose.of_files(args.source, args.field, args.data)
+        plan = expose.of_files(args.source, args.field or "text", args.data)
     sets = expose.load_sets(plan.data, args.benchmarks, args.limit, args.seed)
     done = expose.run(plan, sets, args.out, args.jobs)
     path = args.out / table.NAME

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
-import traceback
 from typing import Any
 
 from evalengine.errors import UserError
+from evalengine.untrusted import reason
 
 
 def register(subparsers: Any) -> None:
@@ -35,7 +35,14 @@ def run(args: argparse.Namespace) -> int:
         cli_evaluate()
     except UserError:
         raise
-    except Exception:  # its own, which it shows in full
-        traceback.print_exc()
-        return 1
+    except OSError as error:  # those of the hub's client are, too
+        raise UserError(
+            f"lm-eval cannot read what it needs ({reason(error, 300)}): its tasks' data comes from the Hugging Face hub, so"
+            " check the network; `evalengine score --data` scores files that are here"
+        ) from error
+    except Exception as error:
+        kind = type(error).__name__
+        raise UserError(
+            f"lm-eval stopped: {kind}: {reason(error, 300)} (EVALENGINE_DEBUG=1 shows where)"
+        ) from error
     return 0

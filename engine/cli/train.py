@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,6 @@ from evalengine.errors import UserError
 
 if TYPE_CHECKING:
     from evalengine.training.state import Place
-    from evalengine.training.study import Study
 
 SHARDS = "under torchrun: ddp copies the model, fsdp shards it (default: fsdp from 500M parameters)"
 CHOICES: dict[str, tuple[tuple[str, str], str]] = {
@@ -40,13 +40,8 @@ def register(subparsers: Any) -> None:
     add("--only", metavar="GLOB", help="only the runs whose name matches, such as '240M-*-pt'")
     stages = "these stages and those they start from, in place of the study's: pt, sft, sft_ARM, dpo"
     add("--stages", metavar="A,B", help=stages)
-    add(
-        "--jobs",
-        type=int,
-        default=0,
-        metavar="N",
-        help="worker processes (default: by machine and model size)",
-    )
+    jobs = "worker processes (default: by machine and model size)"
+    add("--jobs", type=int, default=0, metavar="N", help=jobs)
     plan = "print the plan (parameters, tokens, FLOPs, hours) and train nothing"
     add("--dry-run", action="store_true", help=plan)
     add("--flops", type=float, metavar="RATE", help="sustained FLOP/s for the estimate (default: measured)")
@@ -65,6 +60,9 @@ def run(args: argparse.Namespace) -> int:
     from evalengine.training import study as studies
     from evalengine.training.runner import run_study
 
+    check_jobs(args.jobs)
+    if args.flops is not None and not 0 < args.flops < math.inf:
+        raise UserError(f"--flops is a rate above 0, such as 1e12, not {args.flops:g}")
     study = studies.load(args.study)
     if args.stages is not None:
         study = studies.with_stages(study, [name.strip() for name in args.stages.split(",")])
@@ -97,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         console.say(
             f"{len(outcome.finished)} checkpoints trained, {len(outcome.skipped)} were finished before; "
-            f"score them with: evalengine score {args.out}/*{_items(study, args)}"
+            f"score them with: evalengine score {args.out}/*{_items(args, bench)}"
         )
     if outcome.not_run:
         names = ", ".join(f"{name} (because of {failed})" for name, failed in outcome.not_run.items())
@@ -110,13 +108,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _items(study: Study, args: argparse.Namespace) -> str:
-    """The option with which `score` finds the benchmarks that training read or wrote; of the hub's, none."""
+def check_jobs(jobs: int) -> None:
+    """Raises UserError for a number of processes or threads that cannot be."""
+    if jobs < 0:
+        raise UserError(f"--jobs must be 1 or more, or 0 for the default, not {jobs}")
+
+
+def _items(args: argparse.Namespace, bench: str | None) -> str:
+    """The option with which `score` finds the benchmarks that training read or wrote (`bench`); of the hub's, none."""
     from evalengine.benchmarks import BENCHMARKS, benchmarks_in
 
-    if args.data:
-        return f" --data {args.data}" if benchmarks_in(args.data, BENCHMARKS.values()) else ""
-    return f" --data {args.out}/.study/world-{study.world.seed}/bench" if study.world else ""
+    read = args.data and benchmarks_in(args.data, BENCHMARKS.values())
+    return f" --data {args.data if read else bench}" if read or bench else ""
 
 
 def _place(args: argparse.Namespace) -> Place:

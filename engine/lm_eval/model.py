@@ -32,7 +32,7 @@ class EvalengineLM(TemplateLM):
 
     def __init__(
         self,
-        pretrained: str,
+        pretrained: str = "",
         backend: str = "torch",
         device: str | None = None,
         dtype: str | None = None,
@@ -45,6 +45,8 @@ class EvalengineLM(TemplateLM):
         **settings: Any,
     ) -> None:
         super().__init__()
+        if not pretrained:
+            raise UserError("--model_args names no checkpoint: add pretrained=DIR")
         checkpoint = discover([Path(pretrained)])[0]
         if backend not in NAMES or (backend == "torch" and settings):
             wrong = f"backend={backend}" if backend not in NAMES else next(iter(settings))

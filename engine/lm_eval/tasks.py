@@ -13,7 +13,7 @@ from typing import Any
 
 from evalengine import console
 from evalengine.benchmarks import Item, ItemSet
-from evalengine.benchmarks.load import check_options, sample, text_key
+from evalengine.benchmarks.load import check_choices, check_options, sample, text_key
 from evalengine.errors import UserError
 from evalengine.untrusted import reason
 
@@ -31,7 +31,7 @@ def load_tasks(
         from lm_eval.tasks import TaskManager
     except ImportError:
         raise UserError("--lm-eval-tasks needs lm-eval: pip install lm-eval==0.4.13") from None
-    check_options(limit, fewshot)
+    check_options(limit, fewshot, seed)
     manager = manager or TaskManager()
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     for name in wanted:
@@ -76,6 +76,7 @@ def task_items(
     for doc_id, instances in sorted(grouped.items()):
         doc = instances[0].doc
         choices = tuple(str(choice) for choice in task.doc_to_choice(doc))
+        check_choices(choices, f"lm-eval's {name}, item {doc_id}")
         # instances after these are the choices without context
         pairs = [instance.args for instance in instances[: len(choices)]]
         contexts, continuations = tuple(p[0] for p in pairs), tuple(p[1] for p in pairs)

@@ -97,6 +97,20 @@ def test_missing_mixtures_are_left_out_of_their_blocks() -> None:
     assert found == pytest.approx(OF["pearson"](*x_VM[:, keep], BLOCK[keep]))
 
 
+def test_fishers_interval_counts_the_blocks_that_a_benchmark_has() -> None:
+    """The partial r given k covariates has the z interval of n - k mixtures; a benchmark that lacks a block has one fewer."""
+    panel = blocked(make())
+    panel.values["accuracy"][:, :, 6:, 4] = np.nan
+    rows = analyse(panel, Options(bootstrap=200)).tables["transfer"]
+    for name, n, covariates in (("a1", 9, 2), ("b2", 6, 1)):
+        row = next(
+            r for r in rows if (r.name, r.scale, r.quantity, r.contrast) == (name, "1B", "accuracy", "")
+        )
+        half = st.norm.ppf(0.975) / math.sqrt(n - covariates - 3)
+        ends = np.tanh(np.arctanh(row.estimate) + np.array([-half, half]))
+        assert row.n == n and [row.fisher_low, row.fisher_high] == pytest.approx(ends.tolist())
+
+
 def test_exact_resamples_are_all_draws_within_blocks() -> None:
     plan = resamples(5, None, block_M=np.array([0, 1, 0, 1, 1]))
     drawn: dict[tuple[int, ...], int] = {}
@@ -107,7 +121,7 @@ def test_exact_resamples_are_all_draws_within_blocks() -> None:
     counts_RM = np.rint(5 * plan.weight_MC[:, 6:].T).astype(int)
     found = dict(zip(map(tuple, counts_RM.tolist()), plan.multiplicity_R, strict=True))
     assert found == drawn
-    assert plan.exact and plan.freedom == 3 and plan.constant == pytest.approx(1 / 2 / 9)
+    assert plan.exact and plan.units(1, None)[1] == 3 and plan.constant == pytest.approx(1 / 2 / 9)
     assert resamples(9, None, block_M=BLOCK).count == 1000
     assert resamples(500, None, block_M=np.arange(500) % 5).count == 10_000
 

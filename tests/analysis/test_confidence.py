@@ -20,7 +20,7 @@ from evalengine.analysis.calibration_error import (
     reliability,
 )
 from evalengine.analysis.item_bootstrap import GROUPS, item_data, resampled_means
-from evalengine.analysis.items import mean_of_scores, read_store
+from evalengine.analysis.items import mean_of_known, read_store
 from evalengine.analysis.noise import from_items, measured
 from evalengine.analysis.panel import load_panel
 from evalengine.analysis.report import page
@@ -329,7 +329,7 @@ def test_bins_leave_items_without_a_confidence_out() -> None:
     np.testing.assert_array_equal(curve[0], reliability(confidence[:1], correct[:1], 15)[0])
     assert np.isnan(expected_calibration_error(curve)[2])
     np.testing.assert_allclose(
-        mean_of_scores(confidence)[:2], np.nanmean(confidence[:2].astype(float), axis=1)
+        mean_of_known(confidence, 1)[:2], np.nanmean(confidence[:2].astype(float), axis=1)
     )
 
 

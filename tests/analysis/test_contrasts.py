@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from evalengine.analysis.bootstrap import draw_resamples, enumerate_resamples, i
 from evalengine.analysis.coherence import benchmark_coherence, coherence
 from evalengine.analysis.contrasts import scale_contrast
 from evalengine.analysis.inverting import inverted, p_at_most
+from evalengine.analysis.panel import Blocks
 from evalengine.analysis.shares import benchmark_shares, share_of, true_discoveries
 from evalengine.analysis.study import Options, analyse, fixed_data
 from evalengine.analysis.transfer import BOTH, category_transfer, quantity_contrasts, transfer
@@ -237,7 +239,9 @@ def test_alignment_of_three_mixtures_is_not_reported() -> None:
             if (row.category, row.name, row.scale, row.contrast) == ("Science", name, "1B", "")
             and row.other != "pt"
         )
-        assert np.isnan(row.estimate) and row.n == 3 and row.note == "3 mixtures with a value, too few"
+        assert (
+            np.isnan(row.estimate) and row.n == 3 and row.note == "3 mixtures have both values, 4 are needed"
+        )
     (row,) = (
         r
         for r in rows
@@ -262,7 +266,7 @@ def test_levels_after_minus_before_and_between_scales_over_common_mixtures(setup
             np.nanmean(x[1, 1, chosen, 2] - x[0, 1, chosen, 2])
         )
     assert stage.notes["1B"][2].text == "over the 8 mixtures that have a value at both stages"
-    assert stage.n["1B"].tolist() == [9, 9, 8, 9, 9, 9]
+    assert stage.basis["1B"].n_S.tolist() == [9, 9, 8, 9, 9, 9]
 
 
 def test_p_is_the_level_at_which_the_interval_reaches_the_value() -> None:
@@ -333,6 +337,62 @@ def test_shares_hold_their_bounds_around_the_count() -> None:
     assert share_of(sure, data.plan, "above", 0.5) == (1.0, 1.0, 1.0)
     assert share_of(sure, data.plan, "below", 0.3) == (0.0, 0.0, 0.0)
     assert share_of(np.concatenate([sure, -sure]), data.plan, "above", 0.5) == (0.5, 0.5, 0.5)
+    # Spearman's r of five mixtures may be 0.3, or what rounding makes of it.
+    assert (
+        share_of(np.full((1, 1 + 9 + data.plan.count), 0.3 - 1e-16), data.plan, "below", 0.3).estimate == 0.0
+    )
+
+
+def test_accuracy_minus_confidence_has_the_jackknifes_interval_and_p() -> None:
+    panel = make(seed=11)
+    rows = analyse(panel, Options(bootstrap=200)).tables["transfer"]
+    x = {q: panel.values[q][1, :, :, 2] for q in ("accuracy", "confidence")}  # (stages, mixtures) of a3 at 1B
+
+    def difference(keep: np.ndarray) -> float:
+        return float(np.diff([r(*(v[keep] for v in x[q])) for q in ("confidence", "accuracy")])[0])
+
+    every = np.arange(9)
+    left_out = np.array([difference(np.delete(every, m)) for m in every])
+    error = math.sqrt(8 / 9 * ((left_out - left_out.mean()) ** 2).sum())
+    row = next(r for r in rows if (r.name, r.scale, r.contrast) == ("a3", "1B", "quantity"))
+    assert row.interval == "jackknife" and row.estimate == pytest.approx(difference(every))
+    ends = row.estimate + np.array([-1, 1]) * st.t.ppf(0.975, 8) * error
+    assert [row.low, row.high] == pytest.approx(np.clip(ends, -2, 2).tolist())
+    assert row.p == pytest.approx(2 * st.t.sf(abs(row.estimate) / error, 8))
+    both = next(r for r in rows if (r.name, r.quantity, r.contrast) == ("a3", BOTH, "scale"))
+    assert both.interval == "jackknife"
+
+
+def test_a_benchmark_minus_the_others_says_which_pairs_are_missing() -> None:
+    """Four benchmarks, of which two have one mixture in common: the other two are compared with a rest without that pair."""
+    panel = make(seed=13)
+    panel = replace(panel, categories=("One",) * 4 + ("Two",) * 2)
+    panel.values["accuracy"][1, 0, 5:, 0] = np.nan
+    panel.values["accuracy"][1, 0, :4, 1] = np.nan
+    rows = analyse(panel, Options(bootstrap=200)).tables["coherence"]
+    said = {
+        row.name: row.note
+        for row in rows
+        if (row.scale, row.quantity, row.other, row.contrast) == ("1B", "accuracy", "pt", "benchmark")
+    }
+    own, others = "without 1 of the pairs (no r)", "the others without 1 of the pairs (no r)"
+    assert said.keys() == {"a1", "a2", "a3", "b1"}
+    assert all(own in said[name] and others not in said[name] for name in ("a1", "a2"))
+    assert all(said[name].startswith(others) for name in ("a3", "b1"))
+
+
+def test_every_row_without_a_number_says_why() -> None:
+    """Benchmarks without spread, with few mixtures, or lacking at one scale, in all tables."""
+    panel = make(seed=12)
+    accuracy = panel.values["accuracy"]
+    accuracy[0, 0, :, 0] = 0.5
+    accuracy[0, :, 3:, 1] = np.nan
+    accuracy[1, 1, 5:, 3] = np.nan
+    accuracy[:, :, :, 5] = np.nan
+    for within in (panel, replace(panel, blocks=Blocks("web source", tuple("abcabcabc")))):
+        for name, rows in analyse(within, Options(bootstrap=200)).tables.items():
+            lacking = [row for row in rows if math.isnan(row.estimate) and not row.note]
+            assert not lacking, (name, lacking[0])
 
 
 def test_q_is_over_the_statistics_of_one_contrast_and_scale(setup) -> None:

@@ -27,11 +27,12 @@ from evalengine.analysis.explain.design import design_of
 from evalengine.analysis.explain.explainer import Options
 from evalengine.analysis.explain.findings import explain, load, write
 from evalengine.analysis.explain.registry import EXPLAINERS
-from evalengine.analysis.explain.student import jackknife, of_correlation, of_share
-from evalengine.analysis.explain.twoway import two_way_mean
+from evalengine.analysis.explain.student import Mean, jackknife, of_correlation, two_way_mean
 from evalengine.analysis.items import read_store
 from evalengine.analysis.page import html
+from evalengine.analysis.ranges import SHARE
 from evalengine.analysis.report import write_figures
+from evalengine.analysis.results import share_with_interval, with_interval
 from evalengine.cli import main
 from evalengine.errors import UserError
 
@@ -250,7 +251,8 @@ def test_the_jackknife_of_a_mean_is_students_interval() -> None:
     direct = st.ttest_1samp(x, 0.0)
     assert found.p[0] == pytest.approx(direct.pvalue)
     assert (found.low[0], found.high[0]) == pytest.approx(tuple(direct.confidence_interval()))
-    share = of_share(np.array([0.97]), np.array([0.99, 0.9, 1.0, 0.95])[:, None])
+    shares = np.array([0.99, 0.9, 1.0, 0.95])[:, None]
+    share = jackknife(np.array([0.97]), shares, possible=SHARE)
     assert share.high[0] == 1.0
     r = of_correlation(np.array([0.9]), np.array([0.95, 0.8, 0.92])[:, None])
     z = np.arctanh([0.95, 0.8, 0.92])
@@ -352,6 +354,17 @@ def test_a_section_that_is_not_there_is_said_on_the_page_and_the_terminal(
             f"stages at one scale, and the most here is {mixtures}."
         )
         assert main(["correlate", str(few), "--out", str(out), "--bootstrap", "200"]) == 1
+
+
+def test_an_interval_that_leaves_out_0_is_not_shown_as_if_it_touched_it() -> None:
+    def row(estimate: float, low: float, high: float) -> Mean:
+        return Mean(estimate, low, high, 0.1, 9)
+
+    assert share_with_interval(row(-0.223, -0.448, -0.0002)) == "−22.3 [−44.8, −0.02]"
+    assert share_with_interval(row(-0.223, -0.448, 0.0002)) == "−22.3 [−44.8, 0.0]"
+    assert with_interval(row(0.06, 0.0031, 0.12)) == "+0.06 [+0.003, +0.12]"
+    assert with_interval(row(0.06, 0.00003, 0.12)) == "+0.06 [+0.00003, +0.12]"
+    assert with_interval(row(0.06, -0.0031, 0.12)) == "+0.06 [−0.00, +0.12]"
 
 
 def test_claims_are_worded_from_intervals_in_one_place() -> None:

@@ -16,7 +16,7 @@ from evalengine.analysis.explain.arms import DIFFERS, EQUIVALENT, GUESSING, OPEN
 from evalengine.analysis.explain.choices import read_choices
 from evalengine.analysis.explain.design import design_of
 from evalengine.analysis.explain.explainer import Findings, Options, Study
-from evalengine.analysis.explain.twoway import Mean, two_way_mean
+from evalengine.analysis.explain.student import Mean, two_way_mean
 from evalengine.analysis.page import html
 
 MIXTURES = ("a", "b", "c", "d", "e", "f")

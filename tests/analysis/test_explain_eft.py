@@ -397,7 +397,7 @@ def test_fiellers_interval_holds_and_says_where_there_is_nothing_to_divide_by() 
 
 def test_planted_effects_of_scale_lie_in_their_intervals() -> None:
     """Correct answers with a mixture's, an item's and a scale's part: 95% intervals of the two effects hold the truth."""
-    from evalengine.analysis.explain.twoway import two_way_mean
+    from evalengine.analysis.explain.student import two_way_mean
 
     rng, hits = np.random.default_rng(4), []
     for _ in range(150):
@@ -406,11 +406,11 @@ def test_planted_effects_of_scale_lie_in_their_intervals() -> None:
         for pretrained, tuned in itertools.product((0, 1), (0, 1)):
             logit = mixture + item + 0.8 * pretrained + 0.4 * tuned + 0.2 * rng.normal(size=(9, 1))
             value[pretrained, tuned] = (rng.uniform(size=(9, 120)) < 1 / (1 + np.exp(-logit))).astype(float)
-        x = {"SS": value[0, 0], "LS": value[1, 0], "SL": value[0, 1], "LL": value[1, 1]}
+        x = [value[corner] for corner in ((1, 0), (1, 1), (0, 1), (0, 0))]  # LS, LL, SL, SS
         grid = rng.normal(size=100_000) * np.sqrt(1 + 0.09 + 0.04)
         p = {k: (1 / (1 + np.exp(-(grid + 0.8 * k[0] + 0.4 * k[1])))).mean() for k in value}
         truth = 0.5 * ((p[1, 0] - p[0, 0]) + (p[1, 1] - p[0, 1]))
-        found = two_way_mean([decomposition._effect(decomposition.PRETRAINING, x)])
+        found = two_way_mean([decomposition.EFFECTS[decomposition.PRETRAINING](*x)])
         hits.append(found.low <= truth <= found.high)
     assert np.mean(hits) >= 0.91
 

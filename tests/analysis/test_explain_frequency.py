@@ -257,7 +257,7 @@ def test_doses_that_no_mixture_moves_have_no_slope(tmp_path: Path) -> None:
     items = {b: [f"i{i}" for i in range(50)] for b in CATEGORIES}
     write_exposure(tmp_path / "exposure", items, [("rte", "i0", "web_a", "cross", 0, 3, 2, 5)], alike)
     rows = frequency.rows(study_of(tmp_path))
-    assert rows and all(np.isnan(row.estimate) and row.note == frequency.FEW for row in rows)
+    assert rows and all(np.isnan(row.estimate) and row.note.endswith(doses.FEW) for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -363,8 +363,9 @@ def test_what_was_scored_in_other_words_than_counted_is_said(tmp_path: Path) -> 
         for table_ in ("frequency", "gelbach"):
             slopes = [row for row in findings.tables[table_] if np.isfinite(row.estimate)]
             assert bool(slopes) == (table_ == "frequency" or exposure == "exposed")
-            notes = {row.note for row in slopes if getattr(row, "measure", "") != frequency.AT_ZERO}
-            assert all(note.endswith(counted + how) for note in notes)
+            assert all(counted + how in row.note for row in slopes)
+        unchecked = [note.split(":")[0] for note in findings.method["notes"] if "it is not checked" in note]
+        assert unchecked == (["rte"] if "examples" in how else [])
         said = [
             claim.sentence for one in EXPLAINERS for claim in one.claims(findings) if claim.kind == CAUTION
         ]
@@ -414,5 +415,20 @@ def test_a_task_whose_items_have_the_same_answers_says_nothing_of_items(tmp_path
     row = measured(found)
     assert np.isfinite(row.estimate) and row.items == 50 and row.note.startswith("without rte: fewer than 5")
     alone = measured(found, category="NLI", benchmark="rte")
-    assert np.isnan(alone.estimate) and alone.note == frequency.FEW
+    assert np.isnan(alone.estimate) and alone.note == doses.FEW
     assert measured(found, category="Commonsense", benchmark="piqa").estimate == pytest.approx(row.estimate)
+
+
+def test_means_name_every_benchmark_without_a_dose(tmp_path: Path) -> None:
+    """The choices of one are too short for an n-gram, so all its counts are unknown."""
+    make_world(tmp_path, items=50)
+    items = {b: [f"i{i}" for i in range(50)] for b in CATEGORIES}
+    short: list[Row] = [
+        ("rte", f"i{i}", source, "cross", j, 3, 0, 0) for i in range(50) for j in (0, 1) for source in SOURCES
+    ]
+    counted = rows_of({"piqa": np.random.default_rng(0).poisson(3, size=(4, 50, 2))})
+    write_exposure(tmp_path / "exposure", items, [*short, *counted])
+    found = frequency.rows(study_of(tmp_path))
+    row, alone = measured(found), measured(found, category="NLI", benchmark="rte")
+    assert np.isfinite(row.estimate) and row.items == 50 and row.note == f"without rte: {doses.UNKNOWN}"
+    assert np.isnan(alone.estimate) and alone.note == doses.UNKNOWN

@@ -24,11 +24,8 @@ def values(seed: int, count: float, similarity: float, shared: float) -> np.ndar
     return np.stack([x, z, y]) + rng.normal(size=(3, 1, 80)) + rng.normal(size=(3, 9, 1))
 
 
-ONE = np.zeros(80, np.int64)
-
-
 def parts(v: np.ndarray) -> dict[str, np.ndarray]:
-    return gelbach.parts(within.without_each(within.products(within.demeaned(v, ONE))))
+    return gelbach.parts(within.without_each(within.products(within.demeaned(v))))
 
 
 def test_the_parts_are_those_of_least_squares_with_dummies() -> None:
@@ -73,7 +70,7 @@ def test_the_intervals_of_the_parts_hold() -> None:
         v = values(seed, 0.5, 0.4, 0.7)
         of_items = np.random.default_rng(1000 + seed).normal(size=(2, 80))
         v[2] += 0.8 * of_items[0] * v[0] + 0.4 * of_items[1] * v[1]
-        found = gelbach.estimates(within.demeaned(v, ONE))
+        found = gelbach.estimates(within.demeaned(v))
         for name in truth:
             hits[name] += found[name].low <= truth[name] <= found[name].high
     assert all(0.92 <= count / 300 <= 0.99 for count in hits.values()), hits
@@ -120,6 +117,10 @@ def test_the_count_is_told_from_a_similarity_that_does_nothing(tmp_path: Path) -
     assert (
         found[gelbach.ADDS[gelbach.COUNT]].estimate > 0.5 > found[gelbach.ADDS[gelbach.SIMILARITY]].estimate
     )
+    write_similarity(tmp_path / "exposure", [row for row in rows if row[0] != "rte"])
+    assert {r.note for r in gelbach.rows(study_of(tmp_path)) if r.category == ALL} == {
+        f"without rte: {doses.UNKNOWN}"
+    }
 
 
 def test_similarities_that_are_damaged_are_refused(tmp_path: Path) -> None:

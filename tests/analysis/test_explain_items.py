@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,25 @@ MIXTURES = ("a", "b", "c", "d", "e", "f")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     folder = tmp_path_factory.mktemp("items")
     planted.write_study(folder, items=60, mixtures=MIXTURES, spread=0.8)
+    scores = read_choices(folder)
+    return Study(scores, design_of(scores), Options())
+
+
+def stored(
+    folder: Path,
+    scores_of: Callable[[str, str, str], np.ndarray | None],
+    gold: np.ndarray,
+    mixtures: Sequence[str] = MIXTURES,
+    stages: Sequence[str] = ("pt", "sft"),
+    benchmarks: Mapping[str, str] = {"boolq": "Commonsense"},
+) -> Study:
+    """A store of one scale; `scores_of`: mixture, stage and benchmark to log-likelihoods (I, C), None of what is not scored."""
+    for mixture, stage, (name, category) in itertools.product(mixtures, stages, benchmarks.items()):
+        if (x := scores_of(mixture, stage, name)) is not None:
+            checkpoint = f"1B-{mixture}-{stage}"
+            who = {"checkpoint": checkpoint, "scale": "1B", "mixture": mixture, "stage": stage}
+            table = planted.item_table({**who, "benchmark": name, "category": category}, x, gold)
+            store.write(folder / checkpoint / f"{name}.arrow", table, planted.metadata())
     scores = read_choices(folder)
     return Study(scores, design_of(scores), Options())
 
@@ -64,26 +84,16 @@ def test_format_and_knowledge_add_up(study: Study) -> None:
 def test_format_compares_the_stages_in_both_formats(tmp_path: Path) -> None:
     """Fine-tuning in each format, and each stage with its own +chat; winogrande's choices have no common mass."""
     rng = np.random.default_rng(0)
-    gold = rng.integers(0, 4, 20)
-    mass = {}
-    for m, stage, name in itertools.product(
-        "ab", ("pt", "sft", "pt+chat", "sft+chat"), ("rte", "cb", "winogrande")
-    ):
+    gold, stages, mass = rng.integers(0, 4, 20), ("pt", "sft", "pt+chat", "sft+chat"), {}
+
+    def scores_of(m: str, stage: str, name: str) -> np.ndarray | None:
         if (m, stage, name) == ("a", "pt+chat", "cb"):
-            continue
+            return None
         x = rng.normal(-4.0, 1.0, (20, 4)).astype(np.float32)
         mass[m, stage, name] = np.exp(x).sum(1).mean()
-        who = {
-            "checkpoint": f"1B-{m}-{stage}",
-            "scale": "1B",
-            "mixture": m,
-            "stage": stage,
-            "category": "NLI",
-        }
-        table = planted.item_table({**who, "benchmark": name}, x, gold)
-        store.write(tmp_path / who["checkpoint"] / f"{name}.arrow", table, planted.metadata())
-    scores = read_choices(tmp_path)
-    study = Study(scores, design_of(scores), Options())
+        return x
+
+    study = stored(tmp_path, scores_of, gold, "ab", stages, {"rte": "NLI", "cb": "NLI", "winogrande": "NLI"})
     rows = {(r.benchmark, r.category, r.measure, r.stage, r.minus): r for r in format.rows(study)}
     assert {key[0] for key in rows} == {"", "rte", "cb"}
     pairs = [
@@ -179,6 +189,19 @@ def test_signal_and_noise_are_the_analysis_of_variance() -> None:
     covariance = np.cov(x_MI.T)  # Cronbach's alpha, items in its rows
     alpha = 30 / 29 * (1 - np.trace(covariance) / covariance.sum())
     assert share == pytest.approx(alpha)
+
+
+def test_the_interval_of_the_rank_correlation_has_the_level_that_was_asked_for(study: Study) -> None:
+    tables = {"snr": snr.rows(study), "proxies": proxies.rows(study)}
+    before = [r for r in tables["snr"] if (r.scale, r.stage, r.quantity) == ("1B", "pt", "accuracy")]
+    at = ("1B pt", "1B sft", "accuracy", "", "pair agreement")
+    right = {r.benchmark: r.estimate for r in tables["proxies"] if r[:5] == at}
+    rho = st.spearmanr([r.snr for r in before], [right[r.benchmark] for r in before]).statistic
+    for level in 0.9, 0.95:
+        findings = Findings({"stages": ("pt", "sft"), "scales": ["1B"], "level": level}, tables)
+        half = st.norm.ppf(0.5 + level / 2) * np.sqrt((1 + rho**2 / 2) / (5 - 3))
+        low, high = np.tanh(np.arctanh(rho) - half), np.tanh(np.arctanh(rho) + half)
+        assert f"rank correlation {rho:+.2f} [{low:+.2f}, {high:+.2f}]" in next(snr._relation(findings))
 
 
 def test_logistic_regression_is_that_of_statsmodels() -> None:
@@ -361,6 +384,68 @@ def test_flips_by_hand(study: Study) -> None:
     assert total == pytest.approx(((1 - before) * after).sum())
 
 
+def test_shares_and_their_differences_end_where_they_can_be(tmp_path: Path) -> None:
+    """Few items: the t interval of a share alone reaches below 0 and above 1, as by statsmodels for one mean over mixtures."""
+    rng = np.random.default_rng(1)
+    gold = rng.integers(0, 2, 12)
+
+    def scores_of(mixture: str, stage: str, name: str) -> np.ndarray:
+        x = rng.normal(-3.0, 0.3, (12, 2))
+        x[np.arange(12), gold] += rng.choice([0.1, 0.5])
+        return np.log(np.exp(x) / (np.exp(x).sum(axis=1, keepdims=True) + rng.uniform(0.0, 0.02))).astype(
+            np.float32
+        )
+
+    study = stored(tmp_path, scores_of, gold, "abc", benchmarks={"rte": "NLI", "cb": "NLI"})
+    one, sign = {"flips": (0.0, 1.0), "format": (0.0, 1.0), "log": (-np.inf, 0.0)}, (-1.0, 1.0)
+    cut = 0
+    flipped = [(r, one["flips"] if r.against != flips.EXCESS else sign) for r in flips.flip_rows(study)]
+    curves = [(r, one["flips"]) for r in flips.curve_rows(study)]
+    parts = [
+        (r, one["format" if r.measure == format.MASS else "log"]) for r in format.rows(study) if not r.minus
+    ]
+    for row, (least, most) in [*flipped, *curves, *parts]:
+        if np.isfinite(row.low) and getattr(row, "measure", "") != flips.HYSTERESIS:
+            assert least <= row.low <= row.estimate <= row.high <= most
+            half = max(row.high - row.estimate, row.estimate - row.low)
+            assert row.low == pytest.approx(max(least, row.estimate - half)) or row.high == most
+            assert row.high == pytest.approx(min(most, row.estimate + half)) or row.low == least
+            cut += row.low == least or row.high == most
+    assert cut > 20
+
+
+def test_means_name_the_benchmarks_that_a_checkpoint_lacks(tmp_path: Path) -> None:
+    rng, gold = np.random.default_rng(3), np.arange(20) % 2
+    categories = {
+        "rte": "NLI",
+        "cb": "NLI",
+        "sciq": "Science",
+        "winogrande": "Commonsense",
+        "copa": "Commonsense",
+    }
+    study = stored(
+        tmp_path,
+        lambda m, stage, name: (
+            None if (m, stage, name) == ("b", "sft", "cb") else rng.normal(-3.0, 1.0, (20, 2))
+        ),
+        gold,
+        "abcd",
+        benchmarks=categories,
+    )
+    said = "without cb (not on every checkpoint)"
+    own = "without winogrande (contexts differ by choice)"
+    for row in [*flips.flip_rows(study), *proxies.rows(study)]:
+        lacks = (
+            row.category in ("NLI", ALL)
+            and not row.benchmark
+            and getattr(row, "measure", "") != flips.HYSTERESIS
+        )
+        assert (said in row.note) == lacks and own not in row.note
+    for row in format.rows(study):
+        assert (said in row.note) == (row.category in ("NLI", ALL) and not row.benchmark)
+        assert (own in row.note) == (row.category in ("Commonsense", ALL) and not row.benchmark)
+
+
 def test_hysteresis_is_found_where_it_was_put() -> None:
     rng = np.random.default_rng(9)
     margin = rng.uniform(-4, 4, size=(6, 3000))
@@ -413,15 +498,15 @@ def test_the_items_that_turned_most_come_with_their_texts(tmp_path: Path, small_
 
 def test_choices_that_were_all_alike_before_have_no_slope(tmp_path: Path) -> None:
     """Every wrong choice has the log-likelihood -1 on every checkpoint: nothing to regress on, and no number."""
-    gold, rng = np.zeros(20, dtype=np.int64), np.random.default_rng(0)
-    for m, stage in itertools.product("abcd", ("pt", "sft")):
+    rng = np.random.default_rng(0)
+
+    def scores_of(mixture: str, stage: str, name: str) -> np.ndarray:
         x = np.tile(np.float32([-2.0, -1.0]), (20, 1))
         x[: rng.integers(4, 17), 0] = 0.0
-        who = {"checkpoint": f"1B-{m}-{stage}", "scale": "1B", "mixture": m, "stage": stage}
-        table = planted.item_table({**who, "benchmark": "rte", "category": "NLI"}, x, gold)
-        store.write(tmp_path / who["checkpoint"] / "rte.arrow", table, planted.metadata())
-    scores = read_choices(tmp_path)
-    rows = {r.model: r for r in item_transfer.rows(Study(scores, design_of(scores), Options()))}
+        return x
+
+    study = stored(tmp_path, scores_of, np.zeros(20, dtype=np.int64), "abcd")
+    rows = {r.model: r for r in item_transfer.rows(study)}
     right, wrong = (rows[name] for name in item_transfer.SLOPES[:2])
     assert np.isfinite([right.estimate, right.low, right.se, right.p]).all()
     assert np.isnan([wrong.estimate, wrong.low, wrong.high, wrong.se, wrong.p]).all()
@@ -431,25 +516,16 @@ def test_choices_that_were_all_alike_before_have_no_slope(tmp_path: Path) -> Non
 def written(folder: Path, label: bool) -> Study:
     """A benchmark of which every model answers all items by one label, or whose fine-tuned models are the pretrained ones."""
     rng = np.random.default_rng(0)
-    gold, stages = rng.integers(0, 2, 40), ("pt", "sft")
-    for mixture in MIXTURES:
-        x = rng.normal(-3.0, 1.0, (40, 2)).astype(np.float32)
-        for stage in stages:
-            if label:
-                x = rng.normal(-3.0, 1.0, (40, 2)).astype(np.float32)
-                x[:, 0] = x.max(axis=1) + 1.0
-            checkpoint = f"1M-{mixture}-{stage}"
-            who = {
-                "checkpoint": checkpoint,
-                "scale": "1M",
-                "mixture": mixture,
-                "stage": stage,
-                "benchmark": "boolq",
-            }
-            table = planted.item_table({**who, "category": "Commonsense"}, x, gold)
-            store.write(folder / checkpoint / "boolq.arrow", table, planted.metadata())
-    scores = read_choices(folder)
-    return Study(scores, design_of(scores), Options())
+    gold, drawn = rng.integers(0, 2, 40), {}
+
+    def scores_of(mixture: str, stage: str, name: str) -> np.ndarray:
+        x = drawn.setdefault(mixture, rng.normal(-3.0, 1.0, (40, 2)).astype(np.float32))
+        if label:
+            x = rng.normal(-3.0, 1.0, (40, 2)).astype(np.float32)
+            x[:, 0] = x.max(axis=1) + 1.0
+        return x
+
+    return stored(folder, scores_of, gold)
 
 
 def test_a_label_for_every_item_says_nothing_of_quantities(tmp_path: Path) -> None:
@@ -463,6 +539,14 @@ def test_a_label_for_every_item_says_nothing_of_quantities(tmp_path: Path) -> No
     assert not list(proxies.claims(findings)) and proxies.table(findings).blocks
 
 
+def test_no_quantity_is_chosen_on_other_benchmarks_where_there_are_none(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    study = stored(tmp_path, lambda *_: rng.normal(-3.0, 1.0, (40, 2)), rng.integers(0, 2, 40))
+    rows = {(r.proxy, r.minus, r.measure, r.category): r for r in proxies.rows(study)}
+    assert np.isfinite(rows[proxies.ACCURACY, "", "pair agreement", ALL].estimate)
+    assert all(np.isnan(r.estimate) for (proxy, *_), r in rows.items() if proxy == proxies.CHOSEN)
+
+
 def test_models_that_are_right_of_every_answer_have_no_coefficients(tmp_path: Path) -> None:
     study = written(tmp_path, label=False)
     rows = item_transfer.rows(study)
@@ -473,18 +557,6 @@ def test_models_that_are_right_of_every_answer_have_no_coefficients(tmp_path: Pa
 
 
 def test_a_model_that_knows_nothing_has_no_slopes(tmp_path: Path) -> None:
-    for mixture, stage in itertools.product(MIXTURES, ("pt", "sft")):
-        checkpoint = f"1M-{mixture}-{stage}"
-        who = {
-            "checkpoint": checkpoint,
-            "scale": "1M",
-            "mixture": mixture,
-            "stage": stage,
-            "benchmark": "boolq",
-        }
-        table = planted.item_table(who, np.full((40, 2), -2.0), np.arange(40) % 2)
-        store.write(tmp_path / checkpoint / "boolq.arrow", table, planted.metadata())
-    scores = read_choices(tmp_path)
-    rows = item_transfer.rows(Study(scores, design_of(scores), Options()))
+    rows = item_transfer.rows(stored(tmp_path, lambda *_: np.full((40, 2), -2.0), np.arange(40) % 2))
     slopes = [r for r in rows if r.model in item_transfer.SLOPES]
     assert len(slopes) == 4 and all(np.isnan([r.estimate, r.low, r.high]).all() for r in slopes)

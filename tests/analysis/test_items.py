@@ -12,7 +12,11 @@ import pytest
 from scipy.special import log_softmax, softmax
 
 from evalengine import store
-from evalengine.analysis.calibration_error import expected_calibration_error, reliability
+from evalengine.analysis.calibration_error import (
+    debiased_calibration_error,
+    expected_calibration_error,
+    reliability,
+)
 from evalengine.analysis.items import read_store
 from evalengine.errors import UserError
 from evalengine.metrics import answers, table_answers
@@ -88,6 +92,44 @@ def test_reliability_bins_are_numpy_array_split_of_the_sorted_items() -> None:
         assert expected_calibration_error(curve)[k] == pytest.approx(ece, abs=1e-6)
     few = reliability(confidence[:, :4].copy(), correct[:, :4].copy(), 15)
     assert np.isfinite(expected_calibration_error(few)).all()
+
+
+def test_the_order_of_items_of_equal_confidence_does_not_matter() -> None:
+    """A bin holds all items of a confidence: against bins cut between groups of equal ones, and in 20 orders."""
+    rng = np.random.default_rng(8)
+    confidence = rng.choice([0.25, 0.3, 0.4, 0.55, 0.7, 0.9], 60, p=[0.3, 0.02, 0.28, 0.2, 0.1, 0.1])
+    confidence = np.concatenate([confidence, rng.uniform(0.2, 1.0, 60)]).astype(np.float32)
+    correct = (rng.uniform(size=120) < confidence).astype(np.uint8)
+    curve = reliability(confidence[None], correct[None], 15)
+    used = curve[0, :, 0] > 0
+    ends = np.rint(120 * np.cumsum(curve[0, :, 0])).astype(int)[used]
+    ordered = np.sort(confidence)
+    assert all(ordered[end - 1] < ordered[end] for end in ends[:-1]) and ends[-1] == 120
+    for k, (first, last) in zip(np.flatnonzero(used), zip([0, *ends[:-1]], ends, strict=True), strict=True):
+        mine = (confidence >= ordered[first]) & (confidence <= ordered[last - 1])
+        np.testing.assert_allclose(
+            curve[0, k, 1:], [confidence[mine].mean(), correct[mine].mean()], rtol=1e-6
+        )
+    for _ in range(20):
+        order = rng.permutation(120)
+        again = reliability(confidence[order][None], correct[order][None], 15)
+        np.testing.assert_allclose(again, curve, rtol=1e-12)
+    one = reliability(np.full((2, 90), 0.5, np.float32), np.tile(correct[:90], (2, 1)), 15)
+    error = correct[:90].mean() - 0.5
+    np.testing.assert_allclose(expected_calibration_error(one), abs(error))
+    square = error**2 - correct[:90].var(ddof=1) / 90
+    found = debiased_calibration_error(one, np.array([90, 90]))
+    np.testing.assert_allclose(found, np.sign(square) * np.sqrt(abs(square)))
+
+
+def test_one_benchmark_in_two_categories_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, "a", simple(["i1", "i2"]))
+    table = planted.item_table(
+        {**WHO, "category": "Other"}, np.zeros((2, 2), np.float32), np.zeros(2), ["i1", "i2"]
+    )
+    put(tmp_path, "b", table)
+    with pytest.raises(UserError, match=r"rte was scored with different categories: 'NLI' .a.; 'Other' .b."):
+        read_store(tmp_path)
 
 
 def put(folder: Path, checkpoint: str, table: pa.Table, **changed: str) -> None:

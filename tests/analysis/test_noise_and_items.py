@@ -9,6 +9,7 @@ import numpy as np
 import planted
 import pytest
 
+from evalengine import store
 from evalengine.analysis import decisions, noise
 from evalengine.analysis.bootstrap import (
     Resamples,
@@ -20,6 +21,7 @@ from evalengine.analysis.bootstrap import (
 )
 from evalengine.analysis.correlation import Sample
 from evalengine.analysis.item_bootstrap import GROUPS, item_data, resampled_means
+from evalengine.analysis.items import averaged
 from evalengine.analysis.latent import latent_r, pooled
 from evalengine.analysis.panel import load_panel
 from evalengine.analysis.protocol import Study
@@ -107,6 +109,47 @@ def test_no_spread_beyond_noise_is_said(tmp_path: Path) -> None:
     assert undefined and all(group.notes["1B"][k].kind == noise.ITEM_NOISE for k in undefined)
 
 
+def test_noise_of_fewer_items_than_the_value_rests_on_is_said(tmp_path: Path) -> None:
+    """Confidence on items with a finite score: its noise is that of the items that all mixtures have, and the rows say so."""
+    planted.write_study(tmp_path, items=40, scales=("1B",))
+    for k, stage in enumerate(("pt", "sft")):
+        path = tmp_path / f"1B-V1P{k}-{stage}" / "rte.arrow"
+        table = store.read(path)
+        loglik = np.array(table["loglik"].to_pylist(), np.float32)
+        loglik[k] = np.nan
+        who = {key: table[key][0].as_py() for key in store.KEYS}
+        again = planted.item_table(who, loglik, table["gold"].to_numpy(), table["item"].to_pylist())
+        store.write(path, again, planted.metadata())
+    panel = load_panel(tmp_path)
+    rows = analyse(panel, Options(bootstrap=100)).tables["reliability"]
+    some = "item noise is that of the 38 of 40 items on which all scores are finite"
+    said = {row.note for row in rows if row.name == "rte" and row.quantity == "confidence"}
+    assert said and all(some in note for note in said)
+    assert not any(some in row.note for row in rows if row.name != "rte" or row.quantity == "accuracy")
+    (mean,) = (
+        r
+        for r in rows
+        if r.category == "NLI" and r.protocol == "category_reliability" and r.quantity == "confidence"
+    )
+    assert mean.note.split("; ")[0] == "item noise of some items of rte"
+    b, k = panel.benchmarks.index("rte"), panel.items[panel.benchmarks.index("rte")].confidence_KI
+    x_TMI = k[panel.row[0, :, :, b]].astype(float)[:, :, 2:]
+    rest = (
+        x_TMI
+        - x_TMI.mean(axis=1, keepdims=True)
+        - x_TMI.mean(axis=2, keepdims=True)
+        + x_TMI.mean(axis=(1, 2), keepdims=True)
+    )
+    noise_T = (rest**2).sum(axis=(1, 2)) / (8 * 37) / 38
+    for t, stage in enumerate(panel.stages):
+        row = next(
+            r for r in rows if (r.name, r.quantity, r.other) == ("rte", "confidence", f"reliability {stage}")
+        )
+        assert row.estimate == pytest.approx(
+            1 - noise_T[t] / panel.values["confidence"][0, t, :, b].var(ddof=1)
+        )
+
+
 def test_a_resample_of_equal_values_has_no_reliability() -> None:
     """Three of five mixtures alike: 3^5 of the 5^5 resamples hold them alone, and one each of the other two."""
     plan = enumerate_resamples(5)
@@ -116,6 +159,22 @@ def test_a_resample_of_equal_values_has_no_reliability() -> None:
         noise.Measured(noise.ItemNoise(1e-4, 1e-4, 0.0), covariance, np.ones(5, dtype=bool), 4)
     )
     assert degenerate_share(found[:1], plan)[0] == pytest.approx((3**5 + 2) / 5**5, abs=1e-12)
+
+
+def test_equal_accuracies_of_several_runs_stay_equal(panel) -> None:
+    """Two mixtures of R runs, right on one item in every run, and on R items in one run each: in every order the same mean."""
+    for R in range(2, 11):
+        correct_KI = np.zeros((2 * R, R + 1), np.uint8)
+        correct_KI[:R, 0] = 1
+        correct_KI[np.arange(R, 2 * R), 1 + np.arange(R)] = 1
+        one = panel.items[0]._replace(checkpoints=tuple(map(str, range(2 * R))), correct_KI=correct_KI)
+        rest = np.zeros((2 * R, R + 1), np.float32)
+        one = one._replace(
+            confidence_KI=rest, other_KI=rest, means_KF=np.zeros((2 * R, 5)), unusable_K=np.zeros(2 * R, int)
+        )
+        found = averaged(one, np.repeat([0, 1], R)).correct_KI
+        (mean_KC,) = resampled_means([found], 10, 0, np.random.SeedSequence(1))
+        assert mean_KC[0, 0] == mean_KC[1, 0] == 1 / (R + 1)
 
 
 def test_item_resamples_equal_gathered_copies(panel) -> None:

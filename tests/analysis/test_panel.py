@@ -87,6 +87,12 @@ def test_a_category_called_as_the_mean_of_all_is_refused(tmp_path: Path) -> None
         read_choices(tmp_path)
 
 
+def test_one_benchmark_in_two_categories_is_refused() -> None:
+    cells = [*design(), cell("1B", "m9", "pt", category="Other"), cell("1B", "m9", "sft", category="Other")]
+    with pytest.raises(UserError, match=r"rte is in category 'NLI' .* and 'Other' .1B-m9-pt.: give it one"):
+        assemble(cells, None)
+
+
 def test_twins_are_refused() -> None:
     with pytest.raises(UserError, match=r"(x and 1B-m0-pt|1B-m0-pt and x) both claim"):
         assemble([*design(), cell("1B", "m0", "pt", checkpoint="x")], None)

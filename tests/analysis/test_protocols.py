@@ -14,10 +14,10 @@ from evalengine.analysis import decisions
 from evalengine.analysis.alignment import alignment
 from evalengine.analysis.bootstrap import draw_resamples, enumerate_resamples
 from evalengine.analysis.coherence import coherence
-from evalengine.analysis.effects import departure, share_effects, web_source_differences
+from evalengine.analysis.effects import TOGETHER, departure, departures, share_effects, web_source_differences
 from evalengine.analysis.matrices import by_chance, matrices
 from evalengine.analysis.matrices import rows as matrix_rows
-from evalengine.analysis.mixtures import from_sources
+from evalengine.analysis.mixtures import Mixtures, from_sources
 from evalengine.analysis.panel import Cell, Panel, assemble
 from evalengine.analysis.protocol import Study
 from evalengine.analysis.study import Options, analyse, fixed_data
@@ -283,10 +283,34 @@ def test_web_sources_of_different_proportions_are_not_told_from_them() -> None:
         mixtures = from_sources({m: {f"web_{m[1]}": 1 - code, "code": code} for m, code in share.items()})
         return web_source_differences(data, "accuracy", mixtures, 0.95)
 
-    assert differences(0.5) == []
+    untold = differences(0.5)
+    assert len(untold) == 6 and all(np.isnan(row.estimate) and row.note == TOGETHER for row in untold)
     y = data.panel.values["accuracy"][0, 1, :, 0].reshape(2, 6)
     row = next(row for row in differences(0.0) if row.name == "a1" and row.other.startswith("sft"))
     assert row.estimate == pytest.approx(y[1].mean() - y[0].mean())
+
+
+def test_a_web_source_without_a_value_is_said_and_the_others_are_compared() -> None:
+    """Of a benchmark that no mixture of web_2 has, web_3 minus web_1 is that of the six others; two rows say why not."""
+    panel = make()
+    panel.values["accuracy"][:, 1, 3:6, 2] = np.nan
+    code = {m: 0.25 + 0.1 * int(m[3]) for m in MIXTURES}
+    mixtures = from_sources({m: {f"web_{m[1]}": 1 - code[m], "code": code[m]} for m in MIXTURES})
+    data = fixed_data(panel, draw_resamples(9, 100, 0), "pearson")
+    rows = [
+        row
+        for row in web_source_differences(data, "accuracy", mixtures, 0.95)
+        if (row.scale, row.name) == ("1B", "a3") and row.other.startswith("sft")
+    ]
+    y = panel.values["accuracy"][1, 1, [0, 1, 2, 6, 7, 8], 2].reshape(2, 3)
+    paired = st.ttest_rel(y[1], y[0]).confidence_interval()
+    found = {row.other.removeprefix("sft: "): row for row in rows}
+    row = found.pop("web_3 - web_1")
+    np.testing.assert_allclose([row.estimate, row.low, row.high], [(y[1] - y[0]).mean(), *paired])
+    assert row.n == 6 and row.note == "t interval, 2 degrees of freedom"
+    assert {(np.isnan(row.estimate), row.note) for row in found.values()} == {
+        (True, "no mixture of web_2 has a value")
+    }
 
 
 def test_a_departure_from_a_monotonic_order_of_shares() -> None:
@@ -310,12 +334,60 @@ def test_a_departure_from_a_monotonic_order_of_shares() -> None:
     assert np.isnan(departure(y, np.arange(9.0), web)[1])  # one mixture at each level
 
 
+def test_a_departure_that_a_missing_value_forbids_is_said() -> None:
+    """Three shares in two mixtures each; b1 lacks one of the mixtures of the middle one."""
+    panel = make(mixtures=6)
+    panel.values["accuracy"][:, :, 2, 3] = np.nan
+    share = {m: 0.1 * (k // 2) for k, m in enumerate(panel.mixtures)}
+    data = fixed_data(panel, draw_resamples(6, 100, 0), "pearson")
+    rows = departures(data, "accuracy", Mixtures({"code share": share}, {}), 0)
+    said = {row.name: row.note for row in rows if (row.scale, row.other[:2]) == ("1B", "pt")}
+    few = "a level of the share has fewer than two mixtures with a value"
+    assert said == {
+        **dict.fromkeys(NAMES, ""),
+        "b1": few,
+        "mean of 3": "",
+        "mean of 2": few,
+        "mean of 1": "",
+        "mean of 6": few,
+    }
+    assert all(np.isnan(row.estimate) == bool(row.note) for row in rows)
+    assert (
+        departures(data, "accuracy", Mixtures({"code share": dict(zip(share, range(6), strict=True))}, {}), 0)
+        == []
+    )
+
+
 @pytest.mark.parametrize("slope", [0.0, 1.0])
 def test_monotonic_means_are_seldom_called_otherwise(slope: float) -> None:
     rng = np.random.default_rng(13)
     web, share = np.repeat(np.arange(3), 3), np.tile([0.0, 1.0, 2.0], 3)
     p = [departure(rng.normal(size=9) + slope * share, share, web)[1] for _ in range(600)]
     assert np.mean(np.array(p) < 0.05) < 0.05 + 3.5 * np.sqrt(0.05 * 0.95 / 600)
+
+
+def test_an_interval_without_width_gives_way_or_is_said() -> None:
+    """Kendall's tau of 1 without any one mixture, of a value that differs once; and of values in one order throughout."""
+    swapped, same = np.array([1.0, 2, 3, 5, 4, 6]), np.arange(6.0)
+    cells = []
+    for (name, after), m in itertools.product(
+        {"a1": np.array([1.0, 0, 3, 2, 5, 4]), "a2": same, "a3": swapped}.items(), range(6)
+    ):
+        for stage, x in (("pt", same), ("sft", after)):
+            cells.append(cell("1B", f"m{m}", stage, 0.1 + 0.1 * x[m], name))
+    panel = assemble(cells, None)
+    options = Options(interval="jackknife", statistic="kendall")
+    rows = {row.name: row for row in analyse(panel, options).tables["transfer"] if not row.contrast}
+    tau = [
+        st.kendalltau(np.delete(same, m), np.delete(panel.values["accuracy"][0, 1, :, 0], m))[0]
+        for m in range(6)
+    ]
+    assert np.ptp(tau) < 1e-12  # 0.6 whichever of the six is left out
+    assert rows["a1"].interval == "percentile" and rows["a1"].low < rows["a1"].estimate < rows["a1"].high
+    assert rows["a1"].note.startswith("percentile interval: jackknife has no width here")
+    assert rows["a2"].low == rows["a2"].high == 1.0
+    assert rows["a2"].note.startswith("no width: no resample")
+    assert rows["a3"].interval == "jackknife" and rows["a3"].high > rows["a3"].low
 
 
 def test_scale_contrast_uses_the_same_resamples() -> None:

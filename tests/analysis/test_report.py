@@ -140,7 +140,7 @@ def test_every_estimate_of_the_page_has_its_interval(folder: Path) -> None:
     html = re.sub(r"<style.*?</style>", "", html, flags=re.S)
     numbers = re.findall(r"<text [^>]*>([^<]*\[[^<]*|–)</text>", html)
     assert len(numbers) > 200
-    assert all(re.fullmatch(r"–|[+−]\d\.\d\d \[[+−]\d\.\d\d, [+−]\d\.\d\d\]", text) for text in numbers)
+    assert all(re.fullmatch(r"–|[+−]\d\.\d\d \[[+−]\d\.\d\d+, [+−]\d\.\d\d+\]", text) for text in numbers)
     assert not re.search(r"\bnan\b|None|\binf\b", html)
 
 

@@ -12,6 +12,7 @@ import scipy.stats as st
 
 from evalengine.analysis import noise, true_regret
 from evalengine.analysis.bootstrap import draw_resamples
+from evalengine.analysis.groups import Label, Note
 from evalengine.analysis.noise import ItemNoise, Measured
 from evalengine.analysis.panel import load_panel
 from evalengine.analysis.protocol import Study
@@ -44,6 +45,22 @@ def test_mixtures_that_tie_before_are_averaged() -> None:
     found = regret(value, measured(value, 1e-12 * np.eye(2)), None, np.random.default_rng(0))
     assert found is not None and found.best == pytest.approx(0.5)
     np.testing.assert_allclose(found.judged_D, 0.15, atol=1e-4)
+
+
+def test_the_order_of_the_mixtures_does_not_matter() -> None:
+    rng = np.random.default_rng(7)
+    value, noise_22, block = rng.normal(size=(2, 9)), 0.3 * np.eye(2), np.repeat([0, 1, 2], 3)
+    of = measured(value, noise_22)
+    for block_M in (None, block):
+        first = regret(value, of, block_M, np.random.default_rng(0))
+        for _ in range(5):
+            order = rng.permutation(9)
+            moved = None if block_M is None else block_M[order]
+            again = regret(value[:, order], of, moved, np.random.default_rng(0))
+            assert first is not None and again is not None
+            np.testing.assert_allclose(again.true_D, first.true_D, atol=1e-5)
+            np.testing.assert_allclose(again.judged_D, first.judged_D, atol=1e-5)
+            assert again.best == pytest.approx(first.best)
 
 
 def test_covariances_are_inverse_wishart_cut_where_they_exceed_the_noise() -> None:
@@ -170,6 +187,14 @@ def test_rows_average_the_posteriors(study: Study) -> None:
     assert (row.estimate, row.low, row.high) == pytest.approx(expected)
     best = rows["1B", "Commonsense", "mean of 2", TOP1_JUDGED]
     assert best.estimate == pytest.approx(np.mean([one.best for one in found])) and math.isnan(best.low)
+
+
+def test_a_mean_above_its_interval_is_explained(study: Study) -> None:
+    few_D = np.where(np.arange(1000) < 20, 0.5, 0.0)
+    draws = true_regret.Regret(few_D, np.linspace(0.0, 0.1, 1000), 0.98)
+    judged, true, _ = true_regret._rows(study, "accuracy", "1B", Label("NLI", "rte"), [draws], 9, Note())
+    assert judged.high == 0.0 < judged.estimate and judged.note == "98.0% of the draws lose nothing"
+    assert true.low < true.estimate < true.high and not true.note
 
 
 def test_the_report_shows_it(study: Study, tmp_path: Path) -> None:

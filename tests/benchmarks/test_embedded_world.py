@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from evalengine.benchmarks import BENCHMARKS, load_items, resolve, world
+from evalengine.benchmarks.world import SOURCES, TIMES, planted
 from evalengine.benchmarks.world_facts import INHERITED, in_training, make_world
 from evalengine.benchmarks.world_items import sentence
-from evalengine.benchmarks.world_planted import SOURCES, TIMES, planted
 from evalengine.benchmarks.world_text import FLAVORS, SEPARATOR, Writer
 from evalengine.training.contamination import overlap
 

@@ -142,6 +142,8 @@ def test_a_malformed_row_is_named_by_file_line_and_field(tmp_path: Path, row: An
             "needs two choices or more, not 1",
         ),
         ({"answerKey": "A", "choices": {"text": ["Sun", "Moon"], "label": ["A"]}}, "2 texts but 1 labels"),
+        ({"answerKey": "A", "choices": {"text": ["Sun", ""], "label": ["A", "B"]}}, "choice 2 is empty"),
+        ({"answerKey": "A", "choices": {"text": [" \t", "Sun"], "label": ["A", "B"]}}, "choice 1 is empty"),
         (
             {"answerKey": "A", "choices": {"text": "Sun", "label": ["A"]}},
             "expected a list of texts, got text",
@@ -155,6 +157,40 @@ def test_choices_that_are_none_are_refused(tmp_path: Path, change: dict[str, Any
             BENCHMARKS["arc_easy"], write(tmp_path, "arc_easy", {**ARC, "answerKey": "A"}, {**ARC, **change})
         )
     assert "arc_easy.jsonl, line 2" in str(error.value) and complaint in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "complaint"),
+    [
+        ("wic", {"start1": -5}, "line 1, field 'start1': expected 0 to 14, got -5"),
+        ("wic", {"start1": 40, "end1": 44}, "line 1, field 'start1': expected 0 to 14, got 40"),
+        ("wic", {"end1": 2}, "line 1, field 'end1': expected 3 to 15, got 2"),
+        ("wsc", {"span2_index": 5}, "line 1, field 'span2_index': expected 0 to 4, got 5"),
+        ("wsc", {"span2_index": -1}, "line 1, field 'span2_index': expected 0 to 4, got -1"),
+    ],
+)
+def test_a_place_outside_its_text_is_refused(tmp_path: Path, name: str, change: Any, complaint: str) -> None:
+    row = {
+        "wic": {
+            "sentence1": "A bat flew off.",
+            "sentence2": "He had a bat.",
+            "start1": 2,
+            "end1": 5,
+            "label": 0,
+        },
+        "wsc": {
+            "text": "Ann said she was ill.",
+            "span1_text": "Ann",
+            "span2_text": "she",
+            "span2_index": 2,
+            "label": 1,
+        },
+    }[name]
+    (item,) = load_items(BENCHMARKS[name], write(tmp_path, name, row)).items
+    assert {"wic": "'bat'", "wsc": "Ann said *she* was ill."}[name] in item.contexts[0]
+    with pytest.raises(UserError) as error:
+        load_items(BENCHMARKS[name], write(tmp_path, name, {**row, **change}))
+    assert complaint in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -246,7 +282,7 @@ def test_two_files_for_one_benchmark_are_refused(tmp_path: Path) -> None:
         load_items(BENCHMARKS["siqa"], write(tmp_path, "social_iqa", {}))
 
 
-@pytest.mark.parametrize("options", [{"limit": 0}, {"fewshot": -1}, {"variant": "other"}])
+@pytest.mark.parametrize("options", [{"limit": 0}, {"fewshot": -1}, {"variant": "other"}, {"seed": -1}])
 def test_options_out_of_range_are_refused(tmp_path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         load_items(BENCHMARKS["copa"], write(tmp_path, "copa", {**COPA, "label": 1}), **options)

@@ -89,6 +89,15 @@ def test_damaged_safetensors(refused: Callable[..., str], good: Path, tmp_path: 
     assert "truncated or corrupt" in refused(path)
 
 
+def test_a_name_that_transformers_does_not_know_is_said_to_be_unknown(
+    refused: Callable[..., str], good: Path, tmp_path: Path
+) -> None:
+    path = copy(good, tmp_path / "m")
+    config = json.loads((path / "config.json").read_text()) | {"hidden_act": "nope"}
+    (path / "config.json").write_text(json.dumps(config))
+    assert "m cannot be loaded: unknown: 'nope'" in refused(path)
+
+
 def test_pickled_weights(refused: Callable[..., str], good: Path, bench: Path, tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file
@@ -158,7 +167,7 @@ def test_two_checkpoints_with_one_name(refused: Callable[..., str], good: Path, 
     assert "is given twice: give each checkpoint once" in refused(good, f"{good}/")
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:99", "mps"])
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "mps", "meta"])
 def test_a_device_that_is_not_here(
     refused: Callable[..., str], good: Path, tmp_path: Path, device: str
 ) -> None:
@@ -278,11 +287,35 @@ def test_a_full_disk(good: Path, bench: Path, tmp_path: Path) -> None:
         subprocess.run(["umount", "-l", str(small)], check=False)
 
 
+def test_a_limit_of_the_size_of_files_is_one_sentence_with_the_file(
+    good: Path, bench: Path, tmp_path: Path
+) -> None:
+    given = f"score {good} --data {bench} --benchmarks copa --out {tmp_path / 's'}"
+    command = ["bash", "-c", f"ulimit -f 2; exec {sys.executable} -m evalengine {given}"]
+    environment = os.environ | {"EVALENGINE_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"File too large ({tmp_path / 's' / good.name / 'copa.arrow'})" in done.stderr
+    assert not list(tmp_path.rglob("*.tmp")) and not list(tmp_path.rglob("*.arrow"))
+
+
+def test_characters_that_the_terminal_does_not_know_are_escaped(
+    good: Path, bench: Path, tmp_path: Path
+) -> None:
+    given = ["score", str(good), "--data", str(bench), "--benchmarks", "copa", "--out", str(tmp_path / "é")]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "evalengine", *given]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "Store: " in done.stdout and "\\xe9/" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("manifest", "says"),
     [
         ("[1, 2]", "must map checkpoint names"),
         ("240M-v1p0-pt: {stage: [pt]}", "stage must be a short text"),
+        ("240M-v1p0-pt: {scale: ''}", "scale: '' must be 1 to"),
         (
             "other: {stage: pt}",
             "describes 'other', which is not among the checkpoints given, and none of these",
@@ -301,6 +334,35 @@ def test_bad_manifests(
     path = tmp_path / "manifest.yaml"
     path.write_text(manifest)
     assert says in refused(good, "--manifest", path)
+
+
+def test_labels_of_a_manifest_are_kept_as_they_are_written(tmp_path: Path) -> None:
+    from evalengine.resolve import read_manifest
+
+    path = tmp_path / "manifest.yaml"
+    path.write_text(
+        "1.10: {scale: 1.10, mixture: 1e3, stage: on, seed: 007, blocks: &b {day: 2024-01-01, 0x10: 1_000}}\n"
+        "other: {scale: null, mixture: ~, seed: 3, blocks: *b}\n"
+    )
+    blocks = (("0x10", "1_000"), ("day", "2024-01-01"))
+    assert read_manifest(path) == {
+        "1.10": {"scale": "1.10", "mixture": "1e3", "stage": "on", "seed": "007", "blocks": blocks},
+        "other": {"scale": None, "mixture": None, "stage": None, "seed": "3", "blocks": blocks},
+    }
+
+
+@pytest.mark.parametrize("scale", ["1.10", "true", "[1]"])
+def test_labels_of_evalengine_json_that_would_be_written_otherwise_are_refused(
+    refused: Callable[..., str], good: Path, tmp_path: Path, scale: str
+) -> None:
+    path = copy(good, tmp_path / "m")
+    (path / "evalengine.json").write_text(f'{{"scale": {scale}, "mixture": "m", "stage": "pt", "seed": 1}}')
+    assert "scale must be a short text, not" in refused(path)
+
+
+def test_a_seed_below_zero_is_refused(refused: Callable[..., str], good: Path) -> None:
+    """Python's generator drops the sign: -1 would draw what 1 draws."""
+    assert "--seed -1 must be 0 or more" in refused(good, "--limit", "3", "--seed", "-1")
 
 
 def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -424,3 +424,21 @@ def test_a_refusal_inside_lm_evals_own_command_is_one_sentence(tmp_path: Path, c
     assert done.returncode == 1 and "evalengine: no such checkpoint" in done.stderr
     assert "Traceback" not in done.stderr
     assert "--model" in own_command("run", "--help").stdout, "lm-eval's own help"
+
+
+@pytest.mark.parametrize(
+    ("task", "model_args", "says"),
+    [
+        ("arc_easy", "pretrained={}", "lm-eval cannot read what it needs (Couldn't reach 'allenai/ai2_arc'"),
+        ("nonsense", "pretrained={}", "lm-eval stopped: ValueError: Tasks not found: nonsense"),
+        ("arc_easy", "dtype=float32", "--model_args names no checkpoint: add pretrained=DIR"),
+    ],
+)
+def test_what_stops_lm_evals_own_command_is_one_sentence(
+    checkpoint: Path, task: str, model_args: str, says: str
+) -> None:
+    """Without a network above all, where its tasks' data cannot be had."""
+    given = ("--model", "evalengine", "--tasks", task, "--model_args", model_args.format(checkpoint))
+    done = own_command(*given)
+    assert done.returncode == 1 and f"evalengine: {says}" in done.stderr
+    assert "Traceback" not in done.stderr

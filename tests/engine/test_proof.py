@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny_configs
 import torch
+import torch.nn.functional as F
 import transformers
 from test_torch_backend import backend_for, packs, shared_sequences, truth
 
@@ -290,6 +291,50 @@ def test_a_twin_is_small_and_leaves_random_numbers_alone() -> None:
     assert sum(p.numel() for p in model.parameters()) < 1_000_000
     assert len(model.model.layers) == 3 and model.config.head_dim == twin.HEAD
     assert model.config.num_attention_heads > model.config.num_key_value_heads > 1
+
+
+@pytest.mark.parametrize(
+    ("kinds", "kept"),
+    [
+        ("full " * 30, 4),
+        ("sliding full " * 15, 4),
+        ("sliding sliding sliding sliding sliding full " * 4 + "sliding sliding", 13),
+        ("full " * 28 + "sliding sliding", 30),
+        ("full full sliding full full full full", 4),
+        ("full full full", 3),
+    ],
+)
+def test_a_twin_has_every_kind_of_layer_twice_and_the_last_as_the_last(kinds: str, kept: int) -> None:
+    layer_types = [f"{kind}_attention" for kind in kinds.split()]
+    shape = SHAPE | {"num_hidden_layers": len(layer_types), "use_sliding_window": True, "sliding_window": 8}
+    config = transformers.Qwen3Config(**shape, layer_types=layer_types)
+    model = twin.make(config)
+    assert model.config.layer_types == layer_types[:kept] and len(model.model.layers) == kept
+    assert config.layer_types == layer_types, "what is given stays as it is"
+
+
+def test_a_single_layer_that_does_not_pack_is_found_among_many_that_do() -> None:
+    layer_types = ["full_attention"] * 9 + ["conv"] + ["full_attention"] * 2
+    config = transformers.Lfm2Config(**SHAPE | {"num_hidden_layers": 12}, layer_types=layer_types)
+    assert proof.prove(config, 64, 256).modes[0].way == "padded"
+    config.layer_types = ["full_attention"] * 12
+    assert proof.prove(config, 64, 256).modes[0].way == "packed"
+
+
+class OneOtherLayer(transformers.LlamaForCausalLM):
+    """Its sixth layer looks at the token before in the row, which nothing in its modules says."""
+
+    def __init__(self, config: transformers.LlamaConfig) -> None:
+        super().__init__(config)
+        layer = self.model.layers[5]
+        whole = layer.forward
+        layer.forward = lambda x, *args, **kwargs: whole(x + F.pad(x[:, :-1], (0, 0, 1, 0)), *args, **kwargs)
+
+
+def test_all_layers_of_code_that_is_not_transformers_are_tried() -> None:
+    config = transformers.LlamaConfig(**SHAPE | {"num_hidden_layers": 8})
+    assert proof.prove(config, 64, 256).modes[0].way == "packed"
+    assert proof.prove(config, 64, 256, OneOtherLayer).modes[0].way != "packed"
 
 
 def test_ids_beyond_the_embedding_are_refused(tmp_path: Path) -> None:

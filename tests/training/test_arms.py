@@ -25,7 +25,7 @@ from evalengine.training.chat import Conversation, Message
 from evalengine.training.conversations import read, tokenise
 from evalengine.training.packed import PackedExamples
 from evalengine.training.prepare import prepare
-from evalengine.training.study import ChatSource, SftData, load, with_stages
+from evalengine.training.study import ChatSource, FineTune, SftData, load, with_stages
 
 
 def chat(*turns: str) -> Conversation:
@@ -136,7 +136,7 @@ def test_every_arm_of_the_embedded_world_learns_the_same_tokens_in_as_many_steps
         examples = tokenise(changed(kept, arm, 0), tokenizer)
         longest = max(len(ids) for ids, _ in examples)
         learned[arm] = sum(int(mask.sum()) for _, mask in examples)
-        packed = PackedExamples(examples, epochs=2, batch_examples=8, context=longest, seed=0)
+        packed = PackedExamples(examples, FineTune(lr=1, epochs=2, batch_examples=8), context=longest, seed=0)
         steps[arm] = packed.steps
         if arm != "delusive":
             assert [said(c) for c in changed(kept, arm, 0)] == [said(c.messages) for c in kept]

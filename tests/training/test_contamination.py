@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from evalengine.training import contamination
+from evalengine.training import checked, contamination
 from evalengine.training.chat import Message
 from evalengine.training.contamination import GRAM, WORD, overlap
 from evalengine.training.conversations import save, tokenise
@@ -47,13 +47,14 @@ def test_the_report_reads_shards_and_conversations(data: Path, tokenizer, tmp_pa
     source = build(tmp_path / "web", lambda: iter(texts), tokenizer)
     chats = tmp_path / "conversations-x.npz"
     save(chats, tokenise([(Message("user", passage), Message("assistant", "yes"))], tokenizer))
-    found = contamination.report(tmp_path / "report.json", data, tokenizer, {"web": source}, chats)
-    assert found is not None
-    assert len(found) == 20
-    assert found["boolq"].seen["web"] >= 1
-    assert found["boolq"].seen["conversations"] >= 1
-    again = contamination.report(tmp_path / "report.json", data, tokenizer, {"web": source}, chats)
-    assert again == found
+    contamination.report(tmp_path / "report.json", data, tokenizer, {"web": source}, chats)
+    found = checked.read(tmp_path / "report.json")
+    assert found is not None and len(found["benchmarks"]) == 20
+    seen = found["benchmarks"]["boolq"]["seen"]
+    assert seen["web"] >= 1 and seen["conversations"] >= 1
+    written = (tmp_path / "report.json").stat().st_mtime_ns
+    contamination.report(tmp_path / "report.json", data, tokenizer, {"web": source}, chats)
+    assert (tmp_path / "report.json").stat().st_mtime_ns == written
 
 
 def test_other_items_are_looked_for_again(data: Path, tokenizer, tmp_path: Path):
@@ -64,5 +65,9 @@ def test_other_items_are_looked_for_again(data: Path, tokenizer, tmp_path: Path)
     save(chats, tokenise([(Message("user", "Is it?"), Message("assistant", "yes"))], tokenizer))
     for count in (1, 3):
         (tmp_path / "boolq.jsonl").write_text("\n".join(rows[:count]))
-        found = contamination.report(tmp_path / "report.json", tmp_path, tokenizer, {"web": source}, chats)
-        assert found is not None and found["boolq"].items == count
+        contamination.report(tmp_path / "report.json", tmp_path, tokenizer, {"web": source}, chats)
+        found = checked.read(tmp_path / "report.json")
+        assert found is not None and found["benchmarks"]["boolq"]["items"] == count
+    contamination.report(tmp_path / "report.json", tmp_path, tokenizer, {"crawl": source}, chats)
+    found = checked.read(tmp_path / "report.json")
+    assert found is not None and list(found["benchmarks"]["boolq"]["seen"]) == ["crawl", "conversations"]

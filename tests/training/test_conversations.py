@@ -17,7 +17,7 @@ from evalengine.training.model import Decoder, Shape
 from evalengine.training.packed import PackedExamples, Shuffled, pack
 from evalengine.training.rows import IGNORE
 from evalengine.training.state import Place
-from evalengine.training.study import ChatSource, SftData
+from evalengine.training.study import ChatSource, FineTune, SftData
 
 SHAPE = Shape(d_model=32, layers=2, heads=1, head_dim=32, ffn=64, vocab=512, context=96)
 
@@ -75,7 +75,7 @@ def test_packed_loss_is_transformers_loss_of_each_conversation_alone(
 
 
 def test_every_epoch_shows_every_conversation_once(examples: list[Example]):
-    packed = PackedExamples(examples, epochs=3, batch_examples=4, context=96, seed=1)
+    packed = PackedExamples(examples, FineTune(lr=1, epochs=3, batch_examples=4), context=96, seed=1)
     assert packed.steps == 3 * 5
     seen = [set(), set(), set()]
     for step in range(packed.steps):

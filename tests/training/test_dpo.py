@@ -32,7 +32,7 @@ from evalengine.training.preferences import Candidates, Question, tokenise
 from evalengine.training.prepare import prepare
 from evalengine.training.rows import IGNORE
 from evalengine.training.state import Place
-from evalengine.training.study import Run, load, preferring, with_stages
+from evalengine.training.study import Prefer, Run, load, preferring, with_stages
 
 SHAPE = Shape(d_model=32, layers=2, heads=1, head_dim=32, ffn=64, vocab=512, context=96)
 DPO = {
@@ -66,9 +66,11 @@ def model() -> Decoder:
     return model
 
 
-def preferred(candidates: Candidates, logprob_C: np.ndarray, **settings: int) -> Preferred:
-    options = {"epochs": 2, "batch_pairs": 5, "context": 96, "seed": 1, **settings}
-    return Preferred(*dpo.pairs_of(candidates, logprob_C), beta=0.1, **options)
+def preferred(
+    candidates: Candidates, logprob_C: np.ndarray, batch_pairs: int = 5, context: int = 96
+) -> Preferred:
+    settings = Prefer(epochs=2, batch_pairs=batch_pairs)
+    return Preferred(*dpo.pairs_of(candidates, logprob_C), settings, beta=0.1, context=context, seed=1)
 
 
 def test_the_reference_is_transformers_and_the_rejected_its_likeliest_wrong_choice(

@@ -332,19 +332,11 @@ def test_token_shards_of_the_study_say_its_tokens(data: Path, write_study, tmp_p
     from evalengine.training.shards import TokenSource
     from evalengine.training.study import load
 
-    study = write_study()
+    named = {"web[1]": {"path": "corpora/web_a.txt"}, "code": {"path": "corpora/code.txt"}}
+    study = write_study(sources=named, mixtures={"m": {"web[1]": 0.75, "code": 0.25}})
     made = prepare(load(study), data, tmp_path / "ckpts")
-    command = [
-        "expose",
-        str(study),
-        "--data",
-        str(data),
-        "--out",
-        str(tmp_path / "out"),
-        "--benchmarks",
-        "cb",
-    ]
-    assert main([*command, "--ckpts", str(tmp_path / "ckpts")]) == 0
+    folders = ["--data", str(data), "--out", str(tmp_path / "out"), "--ckpts", str(tmp_path / "ckpts")]
+    assert main(["expose", str(study), "--benchmarks", "cb", *folders]) == 0
     sizes = table.read(tmp_path / "out" / table.NAME).about.sources
     for name, path in made.sources.items():
         source = TokenSource(path)
@@ -499,6 +491,8 @@ def test_other_items_or_text_are_counted_again(folder: Path):
     [
         ([], "name a study, or text files with --source NAME=PATH"),
         (["embedded", "--source", "a=b"], "and not both"),
+        (["embedded", "--field", "body"], "--field is for --source"),
+        (["--source", "a=b", "--ckpts", "data"], "--ckpts is for a study"),
         (["--source", "a"], "write it as NAME=PATH"),
         (["--source", "a=nowhere.txt"], "there is no text at"),
         (["--source", "../a=x"], "name"),
@@ -511,6 +505,10 @@ def test_other_items_or_text_are_counted_again(folder: Path):
             ". holds no file of hellaswag, piqa, winogrande",
         ),
         (["--source", "t=data/one.txt", "--data", "data", "--jobs", "-1"], "--jobs must be"),
+        (
+            ["--source", "t=data/one.txt", "--data", "data", "--limit", "1", "--seed", "-1"],
+            "--seed -1 must be 0 or more",
+        ),
         (["embedded", "--data", "nowhere"], "there is no data folder nowhere"),
         (["embedded", "--ckpts", "nowhere"], "there is no folder nowhere"),
     ],

@@ -24,8 +24,9 @@ from evalengine.benchmarks.definition import Item
 from evalengine.benchmarks.load import ItemSet
 from evalengine.cli import main
 from evalengine.errors import UserError
+from evalengine.training.contamination import words
 from evalengine.training.exposure import dsir
-from evalengine.training.exposure.chunks import chunks, queries, words
+from evalengine.training.exposure.chunks import chunks, queries
 from evalengine.training.exposure.embedding import wordllama_model
 from evalengine.training.exposure.similarity import KINDS, similarities, write
 from evalengine.training.exposure.table import About, SourceSize

@@ -60,6 +60,15 @@ def test_the_papers_study_states_its_scales():
         ({"scales.S.head_dim": 16}, "head_dim must be even and at least 32"),
         ({"scales.S.heads": 3}, "d_model must be a multiple of heads"),
         ({"scales.S.pretrain.lr": 0}, "lr must be positive"),
+        ({"scales.S.pretrain.tokens": 255}, "pretrain.tokens must be a step or more, which is 256 tokens"),
+        (
+            {"mixtures.m1": {"web": 0.99, "code": 0.01}},
+            "scale S: the share of code in mixture m1 is less than one of the 80 rows",
+        ),
+        (
+            {"sources.web": {"path": "a.txt", "split": "test"}},
+            "split, files, where and shuffle are for `hub`",
+        ),
         ({"scales.S.pretrain.z_loss": -1}, "z_loss must not be negative"),
         (
             {"scales.S.pretrain.warmup": 100},
@@ -77,6 +86,7 @@ def test_the_papers_study_states_its_scales():
         ({"tokenizer.sample_mb": 0}, "tokenizer.sample_mb must be positive"),
         ({"sft.data": [{"path": "sft.jsonl", "limit": -3}]}, "sft.data: limit must not be negative"),
         ({"dpo": {"data": [{"path": "p.jsonl", "limit": -3}]}}, "dpo.data: limit must not be negative"),
+        ({"sft.data": [{"path": "sft.jsonl", "split": "test"}]}, "sft.data: config and split are for `hub`"),
         ({"sources.web": {}}, "source web needs either `path` or `hub`"),
         ({"tokenizer": {}}, "tokenizer needs either `vocab` or `path`"),
         ({"sft.reach": 0.5}, "sft.reach: R has become `select: {score: loss, keep: [0, R]}`"),

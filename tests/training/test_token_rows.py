@@ -201,6 +201,13 @@ def test_interleaving_keeps_the_shares_everywhere(weights: list[int], rows: int)
             assert np.abs(seen - share * np.arange(1, rows + 1)).max() < 1.5 + len(shares) * 0.5
 
 
+@pytest.mark.parametrize("share", [0.33333302, 0.33333365])
+def test_shares_that_sum_to_nearly_one_fill_every_row(share: float):
+    rows = 6_000_000
+    source, _ = interleave([share] * 3, rows)
+    assert np.bincount(source).tolist() == [rows // 3] * 3
+
+
 def test_every_kind_of_file_gives_the_same_documents(texts: list[str], tmp_path: Path):
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -211,7 +218,9 @@ def test_every_kind_of_file_gives_the_same_documents(texts: list[str], tmp_path:
     )
     pq.write_table(pa.table({"id": range(30), "body": some}), tmp_path / "a.parquet")
     (tmp_path / "a.txt").write_text("\n<|endoftext|>\n".join(some) + "\n")
-    for name in ("a.jsonl", "a.parquet", "a.txt"):
+    (tmp_path / "b.JSONL").write_bytes((tmp_path / "a.jsonl").read_bytes())
+    (tmp_path / "b.PARQUET").write_bytes((tmp_path / "a.parquet").read_bytes())
+    for name in ("a.jsonl", "a.parquet", "a.txt", "b.JSONL", "b.PARQUET"):
         assert list(documents(SourceSpec(path=name, field="body"), tmp_path, "a")) == some
 
 

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from tiny_study import STUDY, TORCHRUN
@@ -20,8 +21,8 @@ from evalengine.cli import main
 from evalengine.errors import UserError
 from evalengine.training import conversations, sources
 from evalengine.training.loop import fit
-from evalengine.training.prepare import prepare
-from evalengine.training.runner import lock, selected
+from evalengine.training.prepare import locked, prepare, work_folder
+from evalengine.training.runner import selected
 from evalengine.training.state import Place
 from evalengine.training.study import Run, load, needed, with_stages
 from evalengine.training.workers import death
@@ -55,6 +56,19 @@ def test_every_run_is_a_checkpoint_that_says_who_it_is(trained: Path):
         about = json.loads((trained / name / "evalengine.json").read_text())
         assert [about["scale"], about["mixture"], about["stage"]] == name.split("-")
     assert json.loads((trained / "S-m2-sft/evalengine.json").read_text())["base"] == "S-m2-pt"
+
+
+def test_how_often_a_run_reads_its_sources_is_stated(trained: Path):
+    """80 rows of 64 tokens by share, over all documents but every fiftieth, each with the token that begins it."""
+    for name, rows in (("S-m1-pt", {"web": 60, "code": 20}), ("S-m2-pt", {"web": 20, "code": 60})):
+        passes = json.loads((trained / name / "evalengine.json").read_text())["passes"]
+        assert set(passes) == set(rows)
+        for source, count in rows.items():
+            (lengths,) = (trained / ".study/tokens").glob(f"{source}-*/00000.len")
+            length_M = np.fromfile(lengths, np.uint32)
+            held_out = np.arange(len(length_M)) % 50 == 49
+            assert held_out.any()
+            assert passes[source] == pytest.approx(count * 64 / (length_M[~held_out] + 1).sum(), abs=1e-4)
 
 
 def test_pretraining_learns_the_mixture_it_is_given(trained: Path):
@@ -302,9 +316,9 @@ def test_only_brings_the_pretraining_that_fine_tuning_needs(write_study):
 
 
 def test_a_second_process_on_the_same_folder_is_refused(data: Path, write_study, tmp_path: Path, capsys):
-    with lock(tmp_path / "ckpts"):
+    with locked(work_folder(tmp_path / "ckpts"), "training into it"):
         assert train(write_study(), data, tmp_path / "ckpts") == 1
-    assert "another process is training into" in capsys.readouterr().err
+    assert f"another process is training into {tmp_path}/ckpts" in capsys.readouterr().err
 
 
 def test_a_missing_data_folder_is_one_sentence(
@@ -332,6 +346,34 @@ def test_dry_run_prints_the_plan_and_makes_nothing(
     assert main(["train", str(write_study()), *options, "--json"]) == 0
     assert [r["name"] for r in json.loads(capsys.readouterr().out)["runs"]] == NAMES
     assert not (tmp_path / "ckpts").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--jobs", "-1"], "--jobs must be 1 or more, or 0 for the default, not -1"),
+        (["--dry-run", "--jobs", "-1"], "--jobs must be"),
+        *(
+            (["--dry-run", "--flops", rate], "--flops is a rate above 0")
+            for rate in ("0", "-1", "nan", "inf")
+        ),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(
+    options: list[str], reason: str, data: Path, write_study, tmp_path: Path, capsys
+):
+    assert train(write_study(), data, tmp_path / "ckpts", *options) == 1
+    assert reason in capsys.readouterr().err
+    assert not (tmp_path / "ckpts").exists()
+
+
+def test_validation_on_what_was_trained_on_is_said(data: Path, write_study, tmp_path: Path, capsys):
+    (tmp_path / "one.txt").write_text("one document " * 40)
+    study = write_study(sources__web={"path": str(tmp_path / "one.txt")})
+    prepare(load(study), data, tmp_path / "ckpts")
+    said = capsys.readouterr().err
+    assert "source web is one document, so its validation loss is of the text that it is trained on" in said
+    assert "source code" not in said
 
 
 def test_fresh_trains_again(data: Path, write_study, tmp_path: Path):

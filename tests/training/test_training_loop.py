@@ -177,9 +177,9 @@ def test_no_flipped_bit_of_a_state_changes_what_is_read(saved: Path, tmp_path: P
         assert read["step"] == right["step"] and read["losses"] == right["losses"]
         for name, weight in right["model"].items():
             assert torch.equal(read["model"][name], weight), (position, name)
-        for index, moments in right["optim"]["state"].items():
+        for index, moments in right["optimiser"]["state"].items():
             for name, value in moments.items():
-                assert torch.equal(read["optim"]["state"][index][name], value), (position, index, name)
+                assert torch.equal(read["optimiser"]["state"][index][name], value), (position, index, name)
     assert noticed > 30
 
 

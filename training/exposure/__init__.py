@@ -2,6 +2,6 @@
 
 words.py    text to the numbers of the items' own words    grams.py    the items' n-grams
 ngrams.py   their counts in documents                      counting.py sources, streamed once in parallel
-tabulate.py the counts as rows                             table.py    exposure.arrow, written and read
+expose.py   the counts as rows                             table.py    exposure.arrow, written and read
 similarity.py and the kinds that it knows: bm25.py, embedding.py, dsir.py
 """

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from evalengine.benchmarks.load import ItemSet
-from evalengine.training.contamination import WORD
+from evalengine.errors import UserError
+from evalengine.training.contamination import WORD, words
 from evalengine.training.exposure.table import coded
 
 WORDS = 256
@@ -18,11 +19,6 @@ WORDS = 256
 class Chunk(NamedTuple):
     text: str
     words: list[str]
-
-
-def words(text: str) -> list[str]:
-    """Runs of letters and digits, lower-cased."""
-    return WORD.findall(text.lower())
 
 
 def chunks(document: str) -> list[Chunk]:
@@ -56,6 +52,7 @@ class Queries(NamedTuple):
 
 
 def queries(items: Iterable[ItemSet]) -> Queries:
+    """Raises UserError where no choice holds a word."""
     asked = [
         (some.benchmark, item.id, choice, context, continuation)
         for some in items
@@ -63,14 +60,10 @@ def queries(items: Iterable[ItemSet]) -> Queries:
         for choice, (context, continuation) in enumerate(zip(item.contexts, item.continuations, strict=True))
         if WORD.search(context) or WORD.search(continuation)
     ]
-    contexts, context_Q = coded([context for *_, context, _ in asked])
-    continuations, continuation_Q = coded([continuation for *_, continuation in asked])
-    return Queries(
-        [benchmark for benchmark, *_ in asked],
-        [item for _, item, *_ in asked],
-        np.array([choice for *_, choice, _, _ in asked], np.int16),
-        contexts,
-        continuations,
-        context_Q,
-        continuation_Q,
-    )
+    if not asked:
+        raise UserError("no item holds a word: there is nothing to compare with the sources")
+    benchmark, item, choice, context, continuation = map(list, zip(*asked, strict=True))
+    contexts, context_Q = coded(context)
+    continuations, continuation_Q = coded(continuation)
+    choice_Q = np.array(choice, np.int16)
+    return Queries(benchmark, item, choice_Q, contexts, continuations, context_Q, continuation_Q)

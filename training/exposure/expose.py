@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,10 +16,9 @@ from evalengine.errors import UserError
 from evalengine.training import prepare, shards, sources
 from evalengine.training.exposure import table
 from evalengine.training.exposure.counting import Counts, Source, count
-from evalengine.training.exposure.grams import LEAST, MOST, gather
+from evalengine.training.exposure.grams import LEAST, MOST, Items, K, gather
 from evalengine.training.exposure.ngrams import compile_kernels
-from evalengine.training.exposure.table import About, Exposure, SourceSize
-from evalengine.training.exposure.tabulate import tabulate
+from evalengine.training.exposure.table import KINDS, NUMBERS, About, Coded, Exposure, SourceSize, coded
 from evalengine.training.study import SourceSpec, Study, used_sources
 from evalengine.untrusted import check_name
 
@@ -49,15 +49,13 @@ def of_study(study: Study, data: Path | None, out: Path, ckpts: Path) -> Plan:
     for name in used:
         spec = study.sources[name]
         folder = prepare.work_folder(ckpts) / "tokens"
-        made = sorted(folder.glob(f"{name}-{sources.source_key(spec, data, name)}-*/done.json"))
+        own = glob.escape(f"{name}-{sources.source_key(spec, data, name)}")
+        made = sorted(folder.glob(f"{own}-*/done.json"))
         documents = 0
         if len(made) == 1:  # several: of different tokenizers
             tokens[name], documents = shards.extent(made[0].parent)
-        need = prepare.tokens_needed(study, name) * prepare.BYTES_PER_TOKEN
-        if spec.hub:
-            found.append(Source(name, spec, data, documents, 0 if documents else need))
-        else:
-            found.append(Source(name, spec, data))
+        need = 0 if documents else prepare.tokens_needed(study, name) * prepare.BYTES_PER_TOKEN
+        found.append(Source(name, spec, data, *((documents, need) if spec.hub else ())))
     scales = {name: scale.pretrain.tokens for name, scale in study.scales.items()}
     return Plan(found, tokens, data, study.mixtures, scales)
 
@@ -87,13 +85,9 @@ def load_sets(data: Path | None, names: str, limit: int | None, seed: int) -> li
 
 def run(plan: Plan, sets: Sequence[ItemSet], out: Path, jobs: int = 0) -> Done:
     """Counts what is left, in `jobs` threads (0: one a core), and writes OUT/exposure.arrow."""
-
-    def refuse() -> None:
-        raise UserError(f"another process is counting into {out}: wait for it, or name another --out")
-
     console.say("loading the counting kernels; the first run compiles them")
     compile_kernels()
-    with files.locked(_work(out) / "lock", refuse):
+    with prepare.locked(_work(out), f"counting into {out}"):
         items = gather([item for some in sets for item in some.items])
         total = sum(_bytes(source, plan.tokens) for source in plan.sources)
         counts: dict[str, Counts] = {}
@@ -138,6 +132,73 @@ def _size(counts: Counts, tokens: int | None) -> SourceSize:
     return SourceSize(words, size, documents, estimate if tokens is None else tokens, tokens is None)
 
 
+def tabulate(sets: Sequence[ItemSet], items: Items, counts: Mapping[str, Counts], about: About) -> Exposure:
+    """All rows but those of a count of zero, source by source; `items` are those of the sets, one after another."""
+    choices_I = np.array([len(item.continuations) for some in sets for item in some.items])
+    item_C = np.repeat(np.arange(len(choices_I)), choices_I)
+    choice_C = np.arange(len(item_C)) - np.repeat(np.cumsum(choices_I) - choices_I, choices_I)
+    ids = [item.id for some in sets for item in some.items]
+    names, name_I = coded(ids)  # two benchmarks may have items of the same id
+    benchmark_I = np.repeat(np.arange(len(sets)), [len(some.items) for some in sets])
+
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("owner", "kind", "source", *NUMBERS)}
+    for s, counted in enumerate(counts.values()):
+        for k, kind in enumerate(KINDS):
+            c, n, grams, count = _rows(kind, items, counted)
+            kept = (count > 0) | (grams == 0)
+            values = (item_C[c], np.full(len(c), k), np.full(len(c), s), choice_C[c], n, grams, count)
+            for column, value in zip(columns.values(), values, strict=True):
+                column.append(value[kept])
+    row = {name: np.concatenate(parts) for name, parts in columns.items()}
+    return Exposure(
+        about,
+        {some.benchmark: [item.id for item in some.items] for some in sets},
+        Coded([some.benchmark for some in sets], benchmark_I[row["owner"]]),
+        Coded(names, name_I[row["owner"]]),
+        Coded(list(counts), row["source"]),
+        Coded(list(KINDS), row["kind"]),
+        *(row[name] for name in NUMBERS),
+    )
+
+
+def _rows(kind: str, items: Items, counts: Counts) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(choice, n, grams, count) of every row that a kind may have."""
+    C = len(items.own_C)
+    every_C = np.arange(C)
+    each, lengths = np.repeat(every_C, K), np.tile(np.arange(LEAST, MOST + 1), C)
+    cross_CK = items.cross.sums(counts.count_G).reshape(C, K)
+    grams_CK = np.diff(items.cross.start_R).reshape(C, K)
+    of_context_CK = np.diff(items.of_context.start_R).reshape(-1, K)[items.grams.context_of_C]
+    if kind == "cross":
+        return each, lengths, grams_CK.reshape(-1), cross_CK.reshape(-1)
+    if kind == "task":
+        of_choice_CK = np.diff(items.of_choice.start_R).reshape(C, K)
+        looked_CK = np.where(of_context_CK > 0, of_choice_CK, 0)
+        return each, lengths, looked_CK.reshape(-1), counts.task_CK.reshape(-1)
+    if kind == "context":
+        own = np.repeat(items.own_C, K)
+        count_CK = items.of_context.sums(counts.count_G).reshape(-1, K)[items.grams.context_of_C]
+        return each[own], lengths[own], of_context_CK.reshape(-1)[own], count_CK.reshape(-1)[own]
+    n_C = np.where(cross_CK > 0, np.arange(LEAST, MOST + 1), 0).max(axis=1)
+    pick = (every_C, np.maximum(n_C - LEAST, 0))
+    grams_C, count_C = grams_CK[pick], cross_CK[pick]
+    for c in map(int, np.flatnonzero(counts.longest_C2[:, 0] > MOST)):
+        n_C[c], count_C[c] = counts.longest_C2[c]
+        grams_C[c] = _different(items, c, int(n_C[c]))
+    return every_C, n_C, grams_C, count_C
+
+
+def _different(items: Items, c: int, n: int) -> int:
+    """How many different n-grams cross into choice c."""
+    context, choice = items.grams.context, items.grams.choice
+    x = items.grams.context_of_C[c]
+    before = context.value[context.start_R[x] : context.start_R[x + 1]].tolist()
+    after = choice.value[choice.start_R[c] : choice.start_R[c + 1]].tolist()
+    word = before + after
+    starts = range(max(0, len(before) - n + 1), min(len(before), len(word) - n + 1))
+    return len({tuple(word[s : s + n]) for s in starts})
+
+
 def items_held(exposure: Exposure) -> dict[str, dict[int, int]]:
     """Per benchmark and n, how many items have a crossing n-gram, of any choice, in some source."""
     cross = exposure.kind.names.index("cross")
@@ -154,16 +215,10 @@ def items_held(exposure: Exposure) -> dict[str, dict[int, int]]:
 def show(done: Done) -> None:
     """One table of the sources, one of the benchmarks."""
     about = done.exposure.about
-    rows = [
-        [
-            name,
-            f"{size.bytes / MB:,.1f}",
-            f"{size.documents:,}",
-            f"{size.words:,}",
-            f"{done.rates[name] / MB:.1f}" if done.rates[name] else "",
-        ]
-        for name, size in about.sources.items()
-    ]
+    rows = []
+    for name, size in about.sources.items():
+        rate = f"{done.rates[name] / MB:.1f}" if done.rates[name] else ""
+        rows.append([name, f"{size.bytes / MB:,.1f}", f"{size.documents:,}", f"{size.words:,}", rate])
     console.table("sources", ["source", "MB", "documents", "words", "MB/s"], rows)
     ns = range(LEAST, MOST + 1)
     rows = [
@@ -172,9 +227,8 @@ def show(done: Done) -> None:
     ]
     title = "items of which some source holds an n-gram that leads from the context into a choice"
     console.table(title, ["benchmark", "items", *(f"n={n}" for n in ns)], rows)
-    if about.mixtures and (
-        guessed := [name for name, size in about.sources.items() if size.tokens_estimated]
-    ):
+    guessed = [name for name, size in about.sources.items() if size.tokens_estimated]
+    if about.mixtures and guessed:
         console.say(
             f"Tokens of {', '.join(guessed)} are estimated from bytes: name the trained study's folder with --ckpts"
         )

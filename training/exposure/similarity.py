@@ -19,9 +19,10 @@ from evalengine import console, files, sealed
 from evalengine.arrow import array_of
 from evalengine.benchmarks.load import ItemSet
 from evalengine.errors import UserError, nearest
+from evalengine.training.contamination import words
 from evalengine.training.exposure import dsir
 from evalengine.training.exposure.bm25 import K1, B, Bm25, Corpus
-from evalengine.training.exposure.chunks import WORDS, Queries, blocks, chunks, queries, words
+from evalengine.training.exposure.chunks import WORDS, Queries, blocks, chunks, queries
 from evalengine.training.exposure.counting import Source
 from evalengine.training.exposure.embedding import Embedding
 from evalengine.training.exposure.table import About, Coded, about_of, coded
@@ -45,12 +46,10 @@ def similarities(
 
     bm25, embedding: log of the mean of exp(score / temperature) over the ten best chunks of the source (all, where
     it has fewer). Temperature 1 for BM25, 0.05 for the cosine. dsir: see `dsir.value`. A choice without a word in it or
-    its context has no row. Raises UserError as `check` does, for items without a word and for a source without one.
+    its context has no row. Raises UserError as `check` and `queries` do, and for a source without a word.
     """
     check(kinds)
     asked = queries(items)
-    if not asked.item_Q:
-        raise UserError("no item holds a word: there is nothing to compare with the sources")
     corpus = Corpus.of(asked)
     scorers: dict[str, Bm25 | Embedding] = {}
     if "bm25" in kinds:
@@ -160,10 +159,7 @@ def _of_other_text(path: Path, about: About) -> bool:
         return False
     except (sealed.Damaged, KeyError, TypeError, ValueError, AttributeError):
         return True
-    was, now = (
-        {name: (size.words, size.bytes, size.documents) for name, size in one.sources.items()}
-        for one in (made, about)
-    )
+    was, now = ({name: size[:3] for name, size in one.sources.items()} for one in (made, about))  # but tokens
     return was != now or not made.same_items(about)
 
 

@@ -1,11 +1,4 @@
-"""exposure.arrow: counts of every item's n-grams in every source, one sealed Arrow file.
-
-Columns: benchmark, item, source, kind (dictionaries of strings), choice (int16), n (int8), grams (int32), count (int64).
-
-    cross    n = 2 to 8   occurrences of the choice's n-grams that cross from the context into the choice, summed
-    task     n = 2 to 8   documents that hold both an n-gram of the context and an n-gram of the choice
-    context  n = 2 to 8   occurrences of n-grams within the context; choice 0 alone where the choices share one
-    longest  any n        the largest n whose crossing n-grams occur at all, and how often they do
+"""exposure.arrow: counts of every item's n-grams in every source, one sealed Arrow file (docs/exposure.md: columns and kinds).
 
 `grams` is how many different n-grams were looked for: 0 says that the item has none of that n, so that nothing is known
 (such rows are always there), while a row that is left out is a count of zero. `items` in the metadata lists all items.

@@ -4,7 +4,7 @@ Needs no GPU: Triton compiles for any target and its own `cuobjdump` reads the r
 writes the table to docs/kernels_compiled.md and a test holds the two together, so that a kernel that begins
 to spill, or loses its tensor-core instructions, shows in a diff. Cost: about two seconds a configuration.
 
-    python -m evalengine.kernels.compiled > docs/kernels_compiled.md
+    python tests/kernels/compile_kernels.py > docs/kernels_compiled.md
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from evalengine import kernels
 
 if TYPE_CHECKING:
     from evalengine.kernels.triton_common import Spec
@@ -46,7 +48,7 @@ class Compiled(NamedTuple):
 
 def specs(capability: int) -> Iterator[Spec]:
     """Every kernel of every file for one compute capability; each `*_triton.py` has a function `specs`."""
-    for path in sorted(Path(__file__).parent.glob("*_triton.py")):
+    for path in sorted(Path(kernels.__file__).parent.glob("*_triton.py")):
         yield from importlib.import_module(f"evalengine.kernels.{path.stem}").specs(capability)
 
 
