@@ -99,10 +99,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _seeds(given: str | None) -> list[int]:
-    try:
-        return [int(part) for part in given.split(",")] if given else []
-    except ValueError:
-        raise UserError(f"--seeds takes numbers such as 0,1,2, not '{given}'") from None
+    parts = [part.strip() for part in given.split(",")] if given else []
+    if not all(map(str.isdecimal, parts)):  # generators drop the sign of -1
+        raise UserError(f"--seeds takes numbers such as 0,1,2, not '{given}'")
+    return list(map(int, parts))
 
 
 def reseeded(study: str, seed: int) -> str:
