@@ -216,9 +216,8 @@ def _across_mixtures(data: Data) -> Group:
     """The mean over a category's benchmarks of each one's r over mixtures."""
     panel = data.panel
     B, members = len(panel.benchmarks), panel.category_members()
-    pairs = (
-        np.arange(4 * B).reshape(2, -1).T
-    )  # accuracy with confidence, of the benchmarks before, then after
+    # accuracy with confidence, of the benchmarks before, then after
+    pairs = np.arange(4 * B).reshape(2, -1).T
     labels = [Label(category, ACROSS, stage) for category in members for stage in panel.stages]
     index = [[b + start for b in listed] for listed in members.values() for start in (0, B)]
     means = {}

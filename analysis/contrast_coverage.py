@@ -34,9 +34,8 @@ RESAMPLES = 2000
 S, T, B = 2, 2, 8
 QUANTITIES = ("accuracy", "confidence")
 CATEGORIES = ("One",) * (B // 2) + ("Two",) * (B // 2)
-LEVELS = np.array(
-    [0.0, 1.0, 2.0, 0.5] * 2
-)  # of the benchmarks, in standard deviations of a mixture: what r_align rests on
+# of the benchmarks, in standard deviations of a mixture: what r_align rests on
+LEVELS = np.array([0.0, 1.0, 2.0, 0.5] * 2)
 MODELS = 40_000
 
 

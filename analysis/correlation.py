@@ -38,9 +38,8 @@ TINY = 1e-12  # variance of standardised data below which a resample counts as c
 COLUMN_BYTES = 32 << 20  # of data that differ by column, at once
 COUNTED = 64  # mixtures up to which ranks in columns of their own are counted, not sorted
 KEPT = 4 << 20  # numbers (variables x columns) up to which a sample keeps its moments
-TAU_TERMS = (
-    1 << 28
-)  # seeded orders times pairs of mixtures that a permutation test of Kendall's tau walks at most
+# seeded orders times pairs of mixtures that a permutation test of Kendall's tau walks at most
+TAU_TERMS = 1 << 28
 BLOCK_TERMS = 1 << 22  # the same at once
 
 

@@ -24,11 +24,12 @@ from evalengine.analysis.study import fixed_data
 from evalengine.analysis.transfer import rows
 from evalengine.analysis.verdicts import verdicts
 
+# t5: multivariate t, 5 degrees of freedom; lognormal: exp of a normal
 DISTRIBUTIONS = (
     "normal",
     "t5",
     "lognormal",
-)  # t5: multivariate t, 5 degrees of freedom; lognormal: exp of a normal
+)
 KINDS = ("percentile", "bca", "bca-t", "jackknife", "jackknife-z", "fisher")
 BENCHMARKS = 20
 RESAMPLES = 2000  # where not all can be taken: enough to count coverage

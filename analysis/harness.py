@@ -275,9 +275,8 @@ def _number(value: Any) -> float | None:
     """A number of a results file, NaN where it is missing; None for what is no number."""
     if value is None or (isinstance(value, str) and value.strip().lower() in MISSING):
         return math.nan
-    if type(value) not in (int, float, str) or (
-        type(value) is str and "_" in value
-    ):  # float takes 6_2 for 62
+    # float takes 6_2 for 62
+    if type(value) not in (int, float, str) or (type(value) is str and "_" in value):
         return None
     try:
         number = float(value)

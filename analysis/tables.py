@@ -106,9 +106,8 @@ def _rows(
     notes = group.notes[scale]
     kind = group.interval if options.interval == "auto" else options.interval
     second = "percentile"
-    if (
-        plan.within_blocks
-    ):  # BCa is too narrow, or undefined, where three or four mixtures are drawn from each block
+    # BCa is too narrow, or undefined, where three or four mixtures are drawn from each block
+    if plan.within_blocks:
         kind = "jackknife-z" if (options.interval, kind) == ("auto", "bca") else kind
         second = "jackknife"
     kinds = dict.fromkeys([kind, second, *SHOWN])

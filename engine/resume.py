@@ -118,10 +118,11 @@ def tasks_of(checkpoint: Checkpoint, asked: Asked, backend: Named, more: dict[st
         common["checkpoint_seed"] = checkpoint.seed
     if checkpoint.blocks:
         common["blocks"] = json.dumps(dict(checkpoint.blocks))
+    # what an earlier run was told of them stays, unless a manifest says otherwise
     optional = (
         "checkpoint_seed",
         "blocks",
-    )  # what an earlier run was told of them stays, unless a manifest says otherwise
+    )
     without = tuple(key for key in optional if checkpoint.described and key not in common)
     tasks = []
     for items, default_score in asked.item_sets:

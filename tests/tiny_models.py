@@ -141,7 +141,6 @@ def save(
     tok.save_pretrained(folder)
     own = AutoTokenizer.from_pretrained(folder)
     if type(own).__module__.startswith("transformers.models."):
-        own.save_pretrained(
-            folder
-        )  # what transformers' class makes of the vocabulary, as a released checkpoint has it
+        # what transformers' class makes of the vocabulary, as a released checkpoint has it
+        own.save_pretrained(folder)
     return folder

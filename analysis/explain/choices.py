@@ -48,9 +48,8 @@ class Choices(NamedTuple):
     tokens_KC: NDArray[np.int32]
     uncond_KC: NDArray[Any] | None  # the same without the context, where all were scored so
     own_contexts: bool  # whether choices of one item stand behind contexts of their own
-    formats: tuple[
-        tuple[str, str], ...
-    ] = ()  # names, templates; an item has all choices in one, then the next
+    # names, templates; an item has all choices in one, then the next
+    formats: tuple[tuple[str, str], ...] = ()
     cue: str = ""  # what contexts were left without
     overlapping: frozenset[str] = frozenset()  # items of which an answer begins another, in any format
     data_hash: str = ""  # of the benchmark's rows; "" where it is unknown, or of few-shot examples too

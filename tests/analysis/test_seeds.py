@@ -116,9 +116,8 @@ def test_items_of_runs_are_averaged_before_noise_and_resampling(tmp_path: Path) 
 
 
 def test_components_of_equal_runs_are_those_of_the_two_way_analysis() -> None:
-    x = drawn(np.random.default_rng(3), 0.5, (1, 7, 3))[0] + np.arange(
-        3
-    )  # what equal seeds share counts for nothing
+    # what equal seeds share counts for nothing
+    x = drawn(np.random.default_rng(3), 0.5, (1, 7, 3))[0] + np.arange(3)
     found = components(x, np.full((7, 1), 1 / 7))
     residual = (
         x - x.mean(axis=1, keepdims=True) - x.mean(axis=2, keepdims=True) + x.mean(axis=(1, 2), keepdims=True)

@@ -352,10 +352,11 @@ def test_an_example_is_never_an_item_whatever_file_it_comes_from(tmp_path: Path,
     swapped = {"choice1": COPA["choice2"], "choice2": COPA["choice1"]}
     write(tmp_path, "copa", *copas(*range(8)))
     train = copas(*range(4), 10, 11, 12) + copas(4, idx=99) + copas(5, **swapped)
+    # item 5's right answer is its second choice
     train[7]["premise"], train[8]["label"] = (
         "it  RAINED 4 days.",
         0,
-    )  # item 5's right answer is its second choice
+    )
     write(tmp_path, "copa_train", *train)
     for seed in range(12):
         for count in (1, 3):

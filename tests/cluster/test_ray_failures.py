@@ -111,9 +111,8 @@ def test_an_unknown_error_is_tried_three_times_by_fresh_workers_and_the_others_f
         in report["odd-a-pt"]["failure"]
     )
     assert printed.err.count("is tried again: odd-a-pt cannot be scored: ArithmeticError") == 2
-    assert (
-        json.loads((out / "runs.jsonl").read_text().splitlines()[-1])["workers"] >= 4
-    )  # each time another process
+    # each time another process
+    assert json.loads((out / "runs.jsonl").read_text().splitlines()[-1])["workers"] >= 4
     assert files(out) == {k: v for k, v in files(reference).items() if k.startswith("240M-v1p0")}
 
 

@@ -163,9 +163,8 @@ def test_bfloat16_is_within_its_error(bench: Path, tmp_path: Path) -> None:
     assert run("emulate", *paths.values(), *given, "--out", tmp_path / "scores") == 0
     truth = logprobs(paths, {"2M-a-pt": 1.0, "1M-a-sft": 1.0, "1M-a-pt": -1.0}, bench, "wic")
     found = stored(tmp_path / "scores", "2M-a-eft", "wic")
-    assert (
-        np.abs(found - truth).max() < 0.5
-    )  # three models' rounding, of 2^-8 each in hidden states of order 1
+    # three models' rounding, of 2^-8 each in hidden states of order 1
+    assert np.abs(found - truth).max() < 0.5
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(bench: Path, tmp_path: Path) -> None:
@@ -363,9 +362,8 @@ def test_a_mixture_that_lacks_a_checkpoint_fails_and_the_others_are_scored(
     assert set(files(tmp_path / "scores")) == {f"{name}/copa.arrow" for name in made}
     log = json.loads((tmp_path / "scores" / "runs.jsonl").read_text())
     assert {one["checkpoint"]: one["failure"] for one in log["checkpoints"]} == report
-    assert (
-        run("emulate", *whole, *given) == 1
-    )  # all that can be made is there, and still something is lacking
+    # all that can be made is there, and still something is lacking
+    assert run("emulate", *whole, *given) == 1
     assert f"failed: {b}" in " ".join(capsys.readouterr().out.split())
     assert run("emulate", *paths, *given) == 0
 

@@ -84,9 +84,8 @@ def test_two_runs_write_the_same_bytes_and_the_second_of_one_store_scores_nothin
     (entry,) = json.loads(capsys.readouterr().out)["checkpoints"]
     table = store.read(a / ckpts[0].name / "copa.arrow")
     right = [row["gold"] == max(range(2), key=row["loglik"].__getitem__) for row in table.to_pylist()]
-    assert entry["mean_acc"] == pytest.approx(
-        sum(right) / len(right)
-    )  # of what was asked for, not of the store
+    # of what was asked for, not of the store
+    assert entry["mean_acc"] == pytest.approx(sum(right) / len(right))
 
 
 @pytest.mark.slow

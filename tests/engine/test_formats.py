@@ -178,9 +178,8 @@ def test_a_cue_is_left_out_of_the_contexts_that_end_in_it(small_world: Path, tmp
     file = written(tmp_path, json.dumps({"plain": " {choice}", "line": "\nAnswer: {choice}"}))
     more = ("--formats", str(file), "--cue", "Answer:")
     assert score(path, small_world, tmp_path / "s", *more, names="rte") == 0
-    assert (
-        score(path, small_world, tmp_path / "s", "--formats", str(file), names="rte") == 1
-    )  # other contexts
+    # other contexts
+    assert score(path, small_world, tmp_path / "s", "--formats", str(file), names="rte") == 1
     tok = tiny_models.tokenizer("byte_level")
     stored = store.read(tmp_path / "s" / "formats" / "1M-a-pt" / "rte.arrow").to_pylist()
     for item, row in zip(load_items(BENCHMARKS["rte"], small_world / "bench").items, stored, strict=True):

@@ -404,6 +404,7 @@ def test_lm_evals_own_command_runs_on_this_engine(tmp_path: Path, checkpoint: Pa
             }
         )
     )
+    # no --device: lm-eval says cuda:0
     given = (
         "--model",
         "evalengine",
@@ -411,7 +412,7 @@ def test_lm_evals_own_command_runs_on_this_engine(tmp_path: Path, checkpoint: Pa
         "own",
         "--include_path",
         tmp_path,
-    )  # no --device: lm-eval says cuda:0
+    )
     done = own_command(*given, "--model_args", f"pretrained={checkpoint}", "--output_path", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     (results,) = (tmp_path / "out").rglob("results*.json")

@@ -118,9 +118,8 @@ def test_damage(
     good = victim.read_bytes()
     victim.write_bytes(damage(good, draw))
     assert victim.read_bytes() != good
-    if (
-        command == "score" and kind != "score table"
-    ):  # with everything scored, a checkpoint and a plan would not be read
+    # with everything scored, a checkpoint and a plan would not be read
+    if command == "score" and kind != "score table":
         shutil.rmtree(study / "scores")
     capsys.readouterr()
     refused = everything(study, small_world, command)

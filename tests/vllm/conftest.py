@@ -21,6 +21,7 @@ import tiny_models
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
+# the last by vLLM's Transformers backend
 ARCHITECTURES = (
     "llama",
     "qwen2",
@@ -29,7 +30,7 @@ ARCHITECTURES = (
     "opt",
     "bloom",
     "gpt_neox",
-)  # the last by vLLM's Transformers backend
+)
 WINDOW = 256
 
 

@@ -56,9 +56,8 @@ def test_failure_at_the_first_request_is_one_sentence_and_frees_the_engine_for_t
             UserError, match=r"^llama0 cannot be scored by vLLM \(planted\): use --backend torch$"
         ) as raised:
             backend.load(reference.checkpoint)
-    assert (
-        len(models) == 1 and models[0]() is None
-    )  # while the error, and the frames it came through, are alive
+    # while the error, and the frames it came through, are alive
+    assert len(models) == 1 and models[0]() is None
     assert raised.value.__context__ is not None
     backend.load(reference.checkpoint)
     with monkeypatch.context() as patch:
