@@ -77,7 +77,7 @@ def test_imported_results(place: Path, seed: int, forged: bool) -> None:
         for m in "abcde"
         for s in ("pt", "sft")
     ]
-    importing.write_results(folder, importing.Imported(good, {"web": {"a": 0.5}}))
+    importing.write_results(folder, importing.Imported(good, {"shares": {"web": {"a": 0.5}}}, {}, []))
     content = (folder / "results.arrow").read_bytes()
     bad = damaged(content, seed)
     (folder / "results.arrow").write_bytes(reseal(bad) if forged else bad)
