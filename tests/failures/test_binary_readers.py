@@ -73,7 +73,9 @@ def test_score_tables(place: Path, seed: int, forged: bool) -> None:
 def test_imported_results(place: Path, seed: int, forged: bool) -> None:
     folder = place / "imported"
     good = [
-        importing.Result(f"1M-{m}-{s}", "1M", m, s, "piqa", "Commonsense", "accuracy", 0.5, 10)
+        importing.Result(
+            items.Checkpoint(f"1M-{m}-{s}", "1M", m, s), "piqa", "accuracy", 0.5, 10, 0.1, folder, "acc"
+        )
         for m in "abcde"
         for s in ("pt", "sft")
     ]
