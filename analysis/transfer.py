@@ -247,12 +247,12 @@ def _overall(results: Results, quantity: str) -> Iterator[Claim]:
         clear = excludes_zero(row) and row.q < ALPHA
         if clear or (row.category == ALL and math.isfinite(row.estimate)):
             name = "all benchmarks" if row.category == ALL else row.category
-            what = f"transfer of {quantity} on {name} is {{}} at {row.scale} than at {row.minus}"
+            what, where = f"transfer of {quantity} on {name}", f"at {row.scale} than at {row.minus}"
             yield claim(
                 row,
-                above=what.format("higher"),
-                below=what.format("lower"),
-                otherwise=f"transfer of {quantity} on {name} changes from {row.minus} to {row.scale}",
+                above=f"{what} is higher {where}",
+                below=f"{what} is lower {where}",
+                otherwise=f"{what} changes from {row.minus} to {row.scale}",
                 tested=clear,
                 said=f"difference of the mean r {with_n(row)}",
             )
