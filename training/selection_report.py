@@ -13,9 +13,9 @@ import dataclasses
 import io
 import itertools
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,47 +29,75 @@ FEW = 4  # tokens that carry loss, the closing one among them, of an answer in a
 RESPONSE_ALONE = 0.5  # share of the ranks' variance from which a note says so
 
 
-Line = dict[str, Any]  # of a table: column -> value
-PAIR = ("scale_a", "mixture_a", "scale_b", "mixture_b", "overlap", "chance", "spearman")
+class Row(NamedTuple):
+    """What one run selects of the conversations that have a score."""
+
+    scale: str
+    mixture: str
+    chosen: int
+    scored: int
+    unscored: int
+    chosen_tokens: int  # that carry loss
+    score: float  # median of the chosen: a few tokens of a rare answer can have any ifd
+    score_all: float
+    mean_score: float
+    mean_score_all: float
+    length: float  # mean tokens that carry loss, of the chosen
+    length_all: float
+    few: float  # share of the chosen whose responses have at most `FEW` tokens
+    few_all: float
+    length_r: float  # Spearman of score and length
+    response_share: float  # of the scores' rank variance that the response alone explains
 
 
-def row(run: Run, s: Selection) -> Line:
-    """What one run selects of the conversations that have a score; `_all` is of all that have one.
+class Pair(NamedTuple):
+    """How alike two runs select: of the same scale, or of the same mixture."""
 
-    score: the median, since a few tokens of a rare answer can have any ifd. length: mean tokens that carry loss. few: share of
-    the conversations whose responses have at most `FEW` of them. length_r: Spearman of score and length.
-    """
+    scale_a: str
+    mixture_a: str
+    scale_b: str
+    mixture_b: str
+    overlap: float  # Jaccard of the chosen sets
+    chance: float  # of random sets of these sizes
+    spearman: float  # of the scores
+
+
+def row(run: Run, s: Selection) -> Row:
     scored_M = ~np.isnan(s.score_M)
-    line: Line = {"scale": run.scale, "mixture": run.mixture}
-    line |= {
-        "chosen": int(s.chosen_M.sum()),
-        "scored": int(scored_M.sum()),
-        "unscored": int((~scored_M).sum()),
-    }
-    line["chosen_tokens"] = int(s.token_M[s.chosen_M].sum())
-    for name, value_M, of in (
-        ("score", s.score_M, np.median),
-        ("mean_score", s.score_M, np.mean),
-        ("length", s.token_M, np.mean),
-        ("few", s.token_M <= FEW, np.mean),
-    ):
-        line |= {name: float(of(value_M[s.chosen_M])), f"{name}_all": float(of(value_M[scored_M]))}
-    line["length_r"] = spearman(s.score_M, s.token_M.astype(float))
-    line["response_share"] = response_share(s.score_M[scored_M], s.response_M[scored_M])
-    return line
+
+    def both(value_M: np.ndarray, of: Callable[[np.ndarray], Any] = np.mean) -> tuple[float, float]:
+        """Of the chosen, and of all that have a score."""
+        return float(of(value_M[s.chosen_M])), float(of(value_M[scored_M]))
+
+    return Row(
+        run.scale,
+        run.mixture,
+        int(s.chosen_M.sum()),
+        int(scored_M.sum()),
+        int((~scored_M).sum()),
+        int(s.token_M[s.chosen_M].sum()),
+        *both(s.score_M, np.median),
+        *both(s.score_M),
+        *both(s.token_M),
+        *both(s.token_M <= FEW),
+        spearman(s.score_M, s.token_M.astype(float)),
+        response_share(s.score_M[scored_M], s.response_M[scored_M]),
+    )
 
 
-def pair(run_a: Run, a: Selection, run_b: Run, b: Selection) -> Line:
-    """How alike two runs of one scale or mixture select: `PAIR`.
-
-    overlap: Jaccard of the chosen sets; chance: that of random sets of these sizes; spearman: of the scores.
-    """
+def pair(run_a: Run, a: Selection, run_b: Run, b: Selection) -> Pair:
     both, either = int((a.chosen_M & b.chosen_M).sum()), int((a.chosen_M | b.chosen_M).sum())
     size_a, size_b = int(a.chosen_M.sum()), int(b.chosen_M.sum())
     expected = size_a * size_b / max(1, int((~np.isnan(a.score_M) & ~np.isnan(b.score_M)).sum()))
-    places = (run_a.scale, run_a.mixture, run_b.scale, run_b.mixture)
-    agreement = both / either, expected / (size_a + size_b - expected), spearman(a.score_M, b.score_M)
-    return dict(zip(PAIR, (*places, *agreement), strict=True))
+    return Pair(
+        run_a.scale,
+        run_a.mixture,
+        run_b.scale,
+        run_b.mixture,
+        both / either,
+        expected / (size_a + size_b - expected),
+        spearman(a.score_M, b.score_M),
+    )
 
 
 def spearman(a_M: np.ndarray, b_M: np.ndarray) -> float:
@@ -118,8 +146,8 @@ def report(study: Study, out: Path) -> dict[str, Any]:
         for one, other in itertools.combinations(found.items(), 2)
         if one[0].scale == other[0].scale or one[0].mixture == other[0].mixture
     ]
-    _write_csv(work / "selection.csv", rows[0], rows)
-    _write_csv(work / "selection_pairs.csv", PAIR, pairs)
+    _write_csv(work / "selection.csv", Row._fields, rows)
+    _write_csv(work / "selection_pairs.csv", Pair._fields, pairs)
     assert study.sft.select is not None
     show(study.sft.select, rows, pairs)
     return {"runs": list(map(_as_json, rows)), "pairs": list(map(_as_json, pairs))}
@@ -138,37 +166,37 @@ def _found(study: Study, out: Path, work: Path) -> dict[Run, Selection]:
     return found
 
 
-def _write_csv(path: Path, columns: Iterable[str], lines: Sequence[Line]) -> None:
+def _write_csv(path: Path, fields: Sequence[str], values: Sequence[Sequence[Any]]) -> None:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([columns, *(line.values() for line in lines)])
+    csv.writer(text, lineterminator="\n").writerows([fields, *values])
     files.write(path, text.getvalue())
 
 
-def show(select: Select, rows: Sequence[Line], pairs: Sequence[Line]) -> None:
+def show(select: Select, rows: Sequence[Row], pairs: Sequence[Pair]) -> None:
     low, high = select.keep
     by = f" of the {select.by} models" if select.by else ""
     what = f"{select.score}{by}, quantiles {low:g} to {high:g}"
     title = f"random conversations, as many tokens as {what}" if select.control else f"selected by {what}"
     columns = "scale, mixture, chosen, scored, unscored, tokens, score, of all, length, of all"
-    how = {"score": ".3f", "length": ".1f", "few": ".0%"}  # of the chosen, and of all
-    cells = []
-    for r in rows:
-        counts = (r["scale"], r["mixture"], r["chosen"], r["scored"], r["unscored"] or "")
-        values = (format(r[name + of], spec) for name, spec in how.items() for of in ("", "_all"))
-        shares = (_number(r["length_r"]), _number(r["response_share"]))
-        cells.append([*counts, f"{r['chosen_tokens']:,}", *values, *shares])
     console.table(
         title,
         [*columns.split(", "), f"<= {FEW} tokens", "of all", "length r", "response"],
-        cells,
+        [
+            [
+                *(r.scale, r.mixture, r.chosen, r.scored, r.unscored or "", f"{r.chosen_tokens:,}"),
+                *(f"{r.score:.3f}", f"{r.score_all:.3f}", f"{r.length:.1f}", f"{r.length_all:.1f}"),
+                *(f"{r.few:.0%}", f"{r.few_all:.0%}", _number(r.length_r), _number(r.response_share)),
+            ]
+            for r in rows
+        ],
         left=2,
         caption="score: the median; length: mean tokens that carry loss; length r: Spearman of score and length; "
         "response: share of the scores' rank variance that the response alone explains",
     )
-    groups: dict[str, list[Line]] = {}
+    groups: dict[str, list[Pair]] = {}
     for p in pairs:
-        same = p["scale_a"] == p["scale_b"]
-        label = f"mixtures at {p['scale_a']}" if same else f"{p['scale_a']} and {p['scale_b']}, same mixture"
+        same = p.scale_a == p.scale_b
+        label = f"mixtures at {p.scale_a}" if same else f"{p.scale_a} and {p.scale_b}, same mixture"
         groups.setdefault(label, []).append(p)
     if groups:
         console.table(
@@ -176,7 +204,7 @@ def show(select: Select, rows: Sequence[Line], pairs: Sequence[Line]) -> None:
             ["between", "pairs", "overlap", "lowest", "by chance", "Spearman", "lowest"],
             [[label, len(some), *_agreement(some)] for label, some in groups.items()],
         )
-    told = [r["response_share"] for r in rows if r["response_share"] > RESPONSE_ALONE]
+    told = [r.response_share for r in rows if r.response_share > RESPONSE_ALONE]
     if told:
         console.say(
             f"in {len(told)} of {len(rows)} runs the response alone explains more than {RESPONSE_ALONE:.0%} of the scores' "
@@ -184,15 +212,15 @@ def show(select: Select, rows: Sequence[Line], pairs: Sequence[Line]) -> None:
         )
 
 
-def _agreement(pairs: Sequence[Line]) -> list[str]:
-    overlap, chance, rank_r = np.array([(p["overlap"], p["chance"], p["spearman"]) for p in pairs]).T
+def _agreement(pairs: Sequence[Pair]) -> list[str]:
+    overlap, chance, rank_r = np.array([(p.overlap, p.chance, p.spearman) for p in pairs]).T
     values = (overlap.mean(), overlap.min(), chance.mean(), rank_r.mean(), rank_r.min())
     return [_number(float(value)) for value in values]
 
 
-def _as_json(line: Line) -> Line:
+def _as_json(row: Row | Pair) -> dict[str, Any]:
     """None where a number is not defined."""
-    return {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in line.items()}
+    return {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in row._asdict().items()}
 
 
 def _number(value: float) -> str:
