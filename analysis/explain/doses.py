@@ -38,10 +38,10 @@ from evalengine.analysis.mixtures import kind_of
 
 KEPT = 0.5  # of the items that the best n has, for the headline dose
 LEAST = 5  # different sets of doses, of a benchmark
-# What a study without a headline dose lacks.
 FEW = "fewer than 5 different sets of doses differ between mixtures, as where all items have the same answers"
 UNKNOWN = "no item has a dose, as where choices are too short for n-grams of so many words"
 LACKING = "not on every checkpoint"
+# What a study without a headline dose lacks.
 NO_HEADLINE = "crossing n-grams whose counts differ between mixtures"
 MARGIN, P_GOLD, ACCURACY = "margin", "p(gold)", "accuracy"
 OUTCOMES = (MARGIN, P_GOLD, ACCURACY)
