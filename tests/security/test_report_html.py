@@ -15,7 +15,7 @@ from evalengine.analysis.results import OTHERS
 from evalengine.analysis.together import checksums
 from evalengine.cli import main
 
-EVIL = "</script><script>document.title='owned'</script><img src=//evil.example/x onerror=alert(1)>\"' onmouseover='x"
+EVIL = "</script><script>document.title='owned'</script><img src=//evil.example/x onerror=alert(1)>\"' onmouseover='x {0} {name} %s"
 LOADS = ("src", "href", "srcset", "data", "action", "formaction", "poster", "xlink:href", "background")
 
 
