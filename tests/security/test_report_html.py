@@ -15,7 +15,10 @@ from evalengine.analysis.results import OTHERS
 from evalengine.analysis.together import checksums
 from evalengine.cli import main
 
-EVIL = "</script><script>document.title='owned'</script><img src=//evil.example/x onerror=alert(1)>\"' onmouseover='x {0} {name} %s"
+EVIL = (
+    "</script><script>document.title='owned'</script><img src=//evil.example/x onerror=alert(1)>\"' onmouseover='x"
+    " {0} {name} %s"  # and what would be a format string
+)
 LOADS = ("src", "href", "srcset", "data", "action", "formaction", "poster", "xlink:href", "background")
 
 
