@@ -17,17 +17,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evalengine.analysis import calibration
-from evalengine.analysis.alignment import WITHIN, alignment
-from evalengine.analysis.bootstrap import Array, draw_resamples, intervals
-from evalengine.analysis.coherence import benchmark_coherence, coherence
-from evalengine.analysis.contrasts import category_contrasts
 from evalengine.analysis.coverage import at_least, heading, line, panel_of
-from evalengine.analysis.groups import BENCHMARK, QUANTITY, STAGE, Group
-from evalengine.analysis.panel import Panel
-from evalengine.analysis.shares import THRESHOLDS, benchmark_shares
+from evalengine.analysis.data.panel import Panel
+from evalengine.analysis.estimates.contrasts import category_contrasts
+from evalengine.analysis.estimates.groups import BENCHMARK, QUANTITY, STAGE, Group
+from evalengine.analysis.protocols import calibration
+from evalengine.analysis.protocols.alignment import WITHIN, alignment
+from evalengine.analysis.protocols.coherence import benchmark_coherence, coherence
+from evalengine.analysis.protocols.shares import THRESHOLDS, benchmark_shares
+from evalengine.analysis.protocols.transfer import category_transfer, quantity_contrasts, transfer
+from evalengine.analysis.statistics.bootstrap import Array, draw_resamples, intervals
 from evalengine.analysis.study import fixed_data
-from evalengine.analysis.transfer import category_transfer, quantity_contrasts, transfer
 
 KINDS = ("bca", "bca-t", "jackknife", "jackknife-z")
 RESAMPLES = 2000

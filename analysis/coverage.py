@@ -16,13 +16,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evalengine.analysis.bootstrap import Array, Resamples, fisher, intervals, resamples
-from evalengine.analysis.correlation import BlockNumbers, Sample, correlate
-from evalengine.analysis.panel import Panel
-from evalengine.analysis.protocol import Options, Study
+from evalengine.analysis.data.panel import Panel
+from evalengine.analysis.protocols.protocol import Options, Study
+from evalengine.analysis.protocols.transfer import rows
+from evalengine.analysis.protocols.verdicts import verdicts
+from evalengine.analysis.statistics.bootstrap import Array, Resamples, fisher, intervals, resamples
+from evalengine.analysis.statistics.correlation import BlockNumbers, Sample, correlate
 from evalengine.analysis.study import fixed_data
-from evalengine.analysis.transfer import rows
-from evalengine.analysis.verdicts import verdicts
 
 # t5: multivariate t, 5 degrees of freedom; lognormal: exp of a normal
 DISTRIBUTIONS = ("normal", "t5", "lognormal")

@@ -22,8 +22,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis.noise import from_items
-from evalengine.analysis.panel import Panel, load_panel
+from evalengine.analysis.data.panel import Panel, load_panel
+from evalengine.analysis.protocols.noise import from_items
 
 ERRORS = 3.0  # standard errors
 RELIABLE = 0.5

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple, TypeVar
 
+from evalengine.analysis.estimates.tables import Row
 from evalengine.analysis.results import with_interval
-from evalengine.analysis.tables import Row
 
 T = TypeVar("T")
 K = TypeVar("K")

@@ -140,7 +140,7 @@ def plan(r: float, n: int, blur: Blur = CLEAR, alpha: float = 0.05) -> Plan:
     """What n mixtures see of a true r."""
     import numpy as np
 
-    from evalengine.analysis.bootstrap import fisher
+    from evalengine.analysis.statistics.bootstrap import fisher
 
     observed = blur.seen(r)
     low, high = fisher(np.array([observed]), n, 1.0 - alpha)[0]

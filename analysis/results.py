@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evalengine.analysis.tables import Row
+from evalengine.analysis.estimates.tables import Row
 from evalengine.analysis.together import read_together
 
 MANIFEST = "analysis.json"

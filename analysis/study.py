@@ -17,22 +17,22 @@ from typing import Any, NamedTuple
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from evalengine.analysis.blocks import with_blocks
-from evalengine.analysis.bootstrap import KINDS, Resamples, resamples
-from evalengine.analysis.correlation import STATISTICS, Sample
-from evalengine.analysis.groups import Data
-from evalengine.analysis.item_bootstrap import item_data
-from evalengine.analysis.mixtures import Mixtures, joined
-from evalengine.analysis.orders import permutation_words
-from evalengine.analysis.panel import Panel
-from evalengine.analysis.protocol import Study
-from evalengine.analysis.ranges import SHARE
-from evalengine.analysis.registry import PROTOCOLS
+from evalengine.analysis.data.blocks import with_blocks
+from evalengine.analysis.data.mixtures import Mixtures, joined
+from evalengine.analysis.data.orders import permutation_words
+from evalengine.analysis.data.panel import Panel
+from evalengine.analysis.estimates.groups import Data
+from evalengine.analysis.estimates.item_bootstrap import item_data
+from evalengine.analysis.estimates.tables import Options, Row
+from evalengine.analysis.protocols.protocol import Study
+from evalengine.analysis.protocols.registry import PROTOCOLS
+from evalengine.analysis.protocols.verdicts import Verdict, verdicts
 from evalengine.analysis.results import MANIFEST, TABLES_VERSION
-from evalengine.analysis.tables import Options, Row
-from evalengine.analysis.threads import each
+from evalengine.analysis.statistics.bootstrap import KINDS, Resamples, resamples
+from evalengine.analysis.statistics.correlation import STATISTICS, Sample
+from evalengine.analysis.statistics.ranges import SHARE
+from evalengine.analysis.statistics.threads import each
 from evalengine.analysis.together import Content, write_together
-from evalengine.analysis.verdicts import Verdict, verdicts
 from evalengine.errors import UserError
 
 RESAMPLED = {"mixtures": "mixtures", "items": "items", "both": "mixtures and items"}

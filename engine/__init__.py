@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from evalengine.errors import UserError
 
 if TYPE_CHECKING:
-    from evalengine.remote import load
+    from evalengine.checkpoints.remote import load
 
 __all__ = ["UserError", "__version__", "load"]
 __version__ = "0.1.0"
@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name == "load":
-        from evalengine.remote import load
+        from evalengine.checkpoints.remote import load
 
         return load
     raise AttributeError(f"module 'evalengine' has no attribute {name!r}")

@@ -11,8 +11,8 @@ from evalengine.resume import Named
 
 if TYPE_CHECKING:
     from evalengine.checkpoints import Checkpoint
-    from evalengine.encoding import OnProgress, Scores, Sequences
     from evalengine.groups import Wanted
+    from evalengine.plan.encoding import OnProgress, Scores, Sequences
 
 NAMES = ("torch", "vllm")
 DTYPES = ("float32", "bfloat16", "float16")  # in which a model may run
@@ -49,8 +49,8 @@ class BackendSpec(NamedTuple):
             from evalengine.vllm.backend import VllmBackend
 
             return VllmBackend(dtype=self.dtype or None, **self.settings)
-        libraries.load("evalengine.torch_backend")
-        from evalengine.torch_backend import TorchBackend
+        libraries.load("evalengine.model.torch_backend")
+        from evalengine.model.torch_backend import TorchBackend
 
         return TorchBackend(dtype=self.dtype or None, **self.settings)
 
@@ -95,7 +95,7 @@ def models_for(spec: BackendSpec, count: int) -> Models:
     made: Any = [spec.make() for _ in range(count)]
     if count == 1:
         return Alone(*made)
-    from evalengine.lockstep import Lockstep
+    from evalengine.model.lockstep import Lockstep
 
     return Lockstep(made)
 

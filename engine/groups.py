@@ -12,14 +12,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from evalengine import events, sealed, store
+from evalengine import events, store
 from evalengine.checkpoints import Checkpoint, emulated_fingerprint
-from evalengine.encoding import Encoded, Scores, overlapping, same_tokens
 from evalengine.errors import UserError
 from evalengine.events import Emit
-from evalengine.plans import Planner
+from evalengine.plan.encoding import Encoded, Scores, overlapping, same_tokens
+from evalengine.plan.plans import Planner
 from evalengine.resume import Asked, Decision, Named, Task, decide, tasks_of
 from evalengine.score_table import relabelled, score_table
+from evalengine.store import sealed
 
 if TYPE_CHECKING:
     from evalengine.benchmarks import ItemSet

@@ -26,12 +26,12 @@ import numpy as np
 from evalengine import console, events, store
 from evalengine.backends import Models
 from evalengine.checkpoints import check_unchanged, reading
-from evalengine.encoding import Encoded, OnProgress, Sequences, SequenceTooLarge
+from evalengine.checkpoints.resolve import ReadAhead
 from evalengine.errors import UserError
 from evalengine.events import Display, Emit, Outcome, Outcomes, to_all
 from evalengine.groups import Group, keep, pending_of
-from evalengine.plans import Planner
-from evalengine.resolve import ReadAhead
+from evalengine.plan.encoding import Encoded, OnProgress, Sequences, SequenceTooLarge
+from evalengine.plan.plans import Planner
 from evalengine.resume import Asked, Options
 from evalengine.untrusted import reason
 

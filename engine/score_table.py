@@ -9,8 +9,8 @@ import numpy as np
 from evalengine import store
 from evalengine.arrow import array_of, strings
 from evalengine.checkpoints import Checkpoint
-from evalengine.encoding import Encoded, Scores
 from evalengine.errors import UserError
+from evalengine.plan.encoding import Encoded, Scores
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -1,4 +1,5 @@
-"""Dependencies point one way: no circle among the modules that import each other, and no product code that knows the tests."""
+"""Dependencies point one way: no circle among the modules that import each other, nor among the folders that hold them, and no
+product code that knows the tests."""
 
 from __future__ import annotations
 
@@ -39,6 +40,26 @@ def imports(file: Path, known: dict[str, Path]) -> set[str]:
 def test_no_modules_import_each_other() -> None:
     known = modules()
     graph = {name: (imports(file, known) & known.keys()) - {name} for name, file in known.items()}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_no_folders_import_each_other() -> None:
+    """A module that stands beside folders counts for itself. The command line and what measures it use everything."""
+    known = {name: file for name, file in modules().items() if file.name != "__main__.py"}
+    tops = {*PACKAGES, "evalengine.cli", "evalengine.bench"}
+    folders = {name for name, file in known.items() if file.name == "__init__.py"} - tops
+
+    def folder(name: str) -> str:
+        inside = name if name in folders else name.rpartition(".")[0]
+        return inside if inside in folders else name
+
+    graph: dict[str, set[str]] = {}
+    for name, file in known.items():
+        used = {folder(other) for other in imports(file, known) & known.keys()}
+        graph.setdefault(folder(name), set()).update(used - {folder(name)})
     try:
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:

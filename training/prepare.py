@@ -17,10 +17,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evalengine import console, sealed
+from evalengine import console
 from evalengine import files as storage
 from evalengine.benchmarks.load import folders_of
 from evalengine.errors import UserError
+from evalengine.store import sealed
 from evalengine.training import arms, contamination, preferences
 from evalengine.training import conversations as sft
 from evalengine.training import tokenizer as tokenizers

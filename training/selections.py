@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evalengine import console, sealed
+from evalengine import console
 from evalengine.arrow import array_of, numbers
+from evalengine.store import sealed
 from evalengine.training import frontier
 from evalengine.training.conversations import Example, cut
 from evalengine.training.model import Decoder

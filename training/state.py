@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from evalengine import console, sealed
+from evalengine import console
 from evalengine.errors import UserError
 from evalengine.files import atomic
+from evalengine.store import sealed
 from evalengine.training.parallel import SINGLE, Group
 from evalengine.training.rows import MEASURES
 

@@ -23,6 +23,8 @@ from typing import NamedTuple
 import numpy as np
 
 from evalengine.analysis.claims import Claim, claim, side, supported, unsupported
+from evalengine.analysis.data.items import names
+from evalengine.analysis.estimates.groups import ALL
 from evalengine.analysis.explain.choices import Choices
 from evalengine.analysis.explain.design import Run
 from evalengine.analysis.explain.eft import ratio
@@ -39,8 +41,6 @@ from evalengine.analysis.explain.format import (
 from evalengine.analysis.explain.means import grouped, joined, left_out, lines_of, notes, over
 from evalengine.analysis.explain.student import Mean, p_below
 from evalengine.analysis.figure import File, Lines, Part, Table, with_benchmarks
-from evalengine.analysis.groups import ALL
-from evalengine.analysis.items import names
 from evalengine.analysis.results import p_value, share_with_interval, with_interval
 from evalengine.labels import CHAT, natural_key
 

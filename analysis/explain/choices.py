@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis.cells import refuse_all
-from evalengine.analysis.items import Checkpoint, Scored, category_of, names, scored_tables
+from evalengine.analysis.data.cells import refuse_all
+from evalengine.analysis.data.items import Checkpoint, Scored, category_of, names, scored_tables
 from evalengine.arrow import numbers
 from evalengine.checkpoints import emulated_fingerprint
 from evalengine.errors import UserError
-from evalengine.metrics import METRICS, Answers, answers, known_metric
+from evalengine.store.metrics import METRICS, Answers, answers, known_metric
 from evalengine.untrusted import printable
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def read_choices(store: Path | str, metric: str | None = None, formats: bool = F
     Items of which some checkpoint has a score that is not finite are left out for all, and benchmarks of which no item is left;
     notes name both. Raises UserError as `items.read_store` does, and where no benchmark is left.
     """
-    from evalengine.analysis.panel import RESULTS_FILE, category_key
+    from evalengine.analysis.data.panel import RESULTS_FILE, category_key
     from evalengine.store import paths
 
     if (Path(store) / RESULTS_FILE).is_file():

@@ -23,11 +23,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from evalengine.analysis.data.items import names
 from evalengine.analysis.explain.choices import Array, Choices, Emulated
 from evalengine.analysis.explain.design import by_mixture, numbered
 from evalengine.analysis.explain.explainer import Study, once
 from evalengine.analysis.explain.means import joined, left_out
-from evalengine.analysis.items import names
 from evalengine.labels import scale_key
 
 TOKEN, SEQUENCE = "token", "sequence"

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from evalengine.analysis.claims import Claim, claim, side, supported
+from evalengine.analysis.estimates.groups import ALL
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.corners import TOKEN, best_level, corners_of, lacks_corners, missing
 from evalengine.analysis.explain.eft import both_ways
@@ -26,9 +27,8 @@ from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Finding
 from evalengine.analysis.explain.means import grouped, joined, notes, over, with_q
 from evalengine.analysis.explain.student import p_below, two_way_mean
 from evalengine.analysis.figure import Part, Table, pivot, with_benchmarks
-from evalengine.analysis.groups import ALL
-from evalengine.analysis.ranges import SHARE, difference
 from evalengine.analysis.results import share_with_interval
+from evalengine.analysis.statistics.ranges import SHARE, difference
 
 PRETRAINING, FINE_TUNING, INTERACTION = "pretraining scale", "fine-tuning scale", "interaction"
 MEASURES = {"accuracy": "correct", "p_gold": "p_gold"}  # and the field of Answered

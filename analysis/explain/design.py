@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from evalengine.analysis.data.items import Checkpoint, names
+from evalengine.analysis.data.panel import choose_stages, natural_key, scale_key
 from evalengine.analysis.explain.choices import Array, Scores
-from evalengine.analysis.items import Checkpoint, names
-from evalengine.analysis.panel import choose_stages, natural_key, scale_key
 from evalengine.errors import UserError
 
 Place = tuple[str, str]  # a run's mixture and seed

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from evalengine.analysis.estimates.groups import ALL
 from evalengine.analysis.explain import doses, exposed
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.doses import MARGIN, OUTCOMES, dosed_items, together, whens
@@ -44,7 +45,6 @@ from evalengine.analysis.explain.within import (
     varies,
     wild_p,
 )
-from evalengine.analysis.groups import ALL
 
 SLOPE, ACROSS = "slope", "slope across items"
 WHERE_SEEN, ZERO, CURVATURE = "slope where seen", "never seen", "curvature"

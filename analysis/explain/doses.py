@@ -25,6 +25,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from evalengine.analysis.data.items import names
+from evalengine.analysis.data.mixtures import kind_of
+from evalengine.analysis.estimates.groups import ALL
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.design import by_mixture, numbered
 from evalengine.analysis.explain.explainer import Study, once
@@ -32,9 +35,6 @@ from evalengine.analysis.explain.exposed import CROSS, LONGEST, SIMILARITIES, Do
 from evalengine.analysis.explain.means import Member, grouped, joined
 from evalengine.analysis.explain.within import demeaned, relabellings, varies
 from evalengine.analysis.figure import by
-from evalengine.analysis.groups import ALL
-from evalengine.analysis.items import names
-from evalengine.analysis.mixtures import kind_of
 
 KEPT = 0.5  # of the items that the best n has, for the headline dose
 LEAST = 5  # different sets of doses, of a benchmark

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from evalengine.analysis.claims import Claim, claim
+from evalengine.analysis.estimates.groups import ALL
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.corners import (
     DIRECTIONS,
@@ -29,9 +30,8 @@ from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Finding
 from evalengine.analysis.explain.means import Member, grouped, joined
 from evalengine.analysis.explain.student import Mean, quantile, two_way_mean
 from evalengine.analysis.figure import File, Folded, Lines, Part, Table, blocks, pivot
-from evalengine.analysis.groups import ALL
-from evalengine.analysis.ranges import SHARE
 from evalengine.analysis.results import share_with_interval
+from evalengine.analysis.statistics.ranges import SHARE
 
 MEASURES = ("accuracy", "confidence", "p_gold", "same picks", "gap closed")
 BASE, TUNED = 0.0, math.nan  # beta of the base itself, and of the checkpoint that was really fine-tuned

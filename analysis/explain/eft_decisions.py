@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from evalengine.analysis.claims import Claim, claim
+from evalengine.analysis.estimates.groups import ALL
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.corners import Answered, best_level, corners_of, lacks_corners, missing
 from evalengine.analysis.explain.eft import both_ways
@@ -23,7 +24,6 @@ from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Finding
 from evalengine.analysis.explain.means import joined, notes, over
 from evalengine.analysis.explain.ranking import LEAST, MEASURES, interval, over_benchmarks, with_and_without
 from evalengine.analysis.figure import Part, Table, blocks, pivot, with_benchmarks
-from evalengine.analysis.groups import ALL
 from evalengine.analysis.results import share_with_interval, with_interval
 
 BASE, SMALL, EFT = "large base", "small fine-tuned", "emulated"

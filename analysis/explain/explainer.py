@@ -15,14 +15,14 @@ from typing import Any, NamedTuple, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis.blocks import AUTO, blocks_of
 from evalengine.analysis.claims import Claim
+from evalengine.analysis.data.blocks import AUTO, blocks_of
+from evalengine.analysis.data.items import factors_of
+from evalengine.analysis.data.mixtures import Mixtures, joined
+from evalengine.analysis.data.panel import Blocks
 from evalengine.analysis.explain.choices import Scores
 from evalengine.analysis.explain.design import Design
 from evalengine.analysis.figure import Heading, Part
-from evalengine.analysis.items import factors_of
-from evalengine.analysis.mixtures import Mixtures, joined
-from evalengine.analysis.panel import Blocks
 from evalengine.analysis.results import Method
 
 F = TypeVar("F", bound=Callable[..., Any])

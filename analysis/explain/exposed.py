@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from evalengine.analysis.data.items import names
 from evalengine.analysis.explain.choices import Array, Choices
 from evalengine.analysis.explain.explainer import Study, once
 from evalengine.analysis.figure import by
-from evalengine.analysis.items import names
 from evalengine.errors import UserError
 from evalengine.labels import CHAT
 from evalengine.untrusted import printable
@@ -253,7 +253,8 @@ def _values(
 
 def _similar(path: Path) -> table.Exposure | None:
     """Similarities in the place of counts, of n-grams of 0 words; None where there is no such file."""
-    from evalengine import arrow, sealed
+    from evalengine import arrow
+    from evalengine.store import sealed
     from evalengine.training.exposure.table import Coded, Exposure, about_of
 
     if not path.exists():

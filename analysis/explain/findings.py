@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from evalengine.analysis.data.items import names
 from evalengine.analysis.explain import exposed
 from evalengine.analysis.explain.choices import Scores, read_choices, read_formats
 from evalengine.analysis.explain.corners import in_order
@@ -13,7 +14,6 @@ from evalengine.analysis.explain.design import Design, design_of
 from evalengine.analysis.explain.explainer import Findings, Options, Study
 from evalengine.analysis.explain.registry import EXPLAINERS
 from evalengine.analysis.figure import Part, by
-from evalengine.analysis.items import names
 from evalengine.analysis.together import read_together, write_together
 from evalengine.errors import UserError
 

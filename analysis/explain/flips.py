@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.claims import CAUTION, Claim, side, supported
+from evalengine.analysis.estimates.groups import ALL
 from evalengine.analysis.explain.choices import CLIP, Array
 from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
@@ -28,9 +29,8 @@ from evalengine.analysis.explain.logistic import fit
 from evalengine.analysis.explain.means import Member, grouped, left_out, lines_of, over, over_bins
 from evalengine.analysis.explain.student import jackknife, pooled, two_way_mean
 from evalengine.analysis.figure import File, Folded, Part, Table, blocks, pivot, with_benchmarks
-from evalengine.analysis.groups import ALL
-from evalengine.analysis.ranges import SHARE, Range, difference
 from evalengine.analysis.results import share_with_interval, with_interval
+from evalengine.analysis.statistics.ranges import SHARE, Range, difference
 from evalengine.errors import UserError
 
 LEARNED, LOST, KEPT, NEVER = "learned", "lost", "kept", "never"

@@ -29,15 +29,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from evalengine.analysis.claims import Claim, claim
+from evalengine.analysis.estimates.groups import ALL
 from evalengine.analysis.explain.choices import Array, Choices
 from evalengine.analysis.explain.design import Run, by_mixture, numbered
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study
 from evalengine.analysis.explain.means import Member, grouped, joined, left_out, lines_of, over, partly
 from evalengine.analysis.explain.student import Mean, two_way_mean
 from evalengine.analysis.figure import Part, Table, blocks, with_benchmarks
-from evalengine.analysis.groups import ALL
-from evalengine.analysis.ranges import ANY, POSITIVE, SHARE, Range, difference
 from evalengine.analysis.results import with_interval
+from evalengine.analysis.statistics.ranges import ANY, POSITIVE, SHARE, Range, difference
 from evalengine.labels import CHAT
 
 FORMAT, KNOWLEDGE, GOLD, MASS = "log mass", "log p(gold | choices)", "log p(gold)", "mass"

@@ -30,16 +30,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from evalengine.analysis.claims import Claim, claim
+from evalengine.analysis.data.items import names
+from evalengine.analysis.estimates.groups import ALL
 from evalengine.analysis.explain.choices import Array, Scores
 from evalengine.analysis.explain.design import by_mixture, numbered, ordered, placed
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, once
 from evalengine.analysis.explain.means import Member, grouped, joined, over, partly
 from evalengine.analysis.explain.student import two_way_mean
 from evalengine.analysis.figure import File, Folded, Lines, Part, Table, blocks, by, pivot
-from evalengine.analysis.groups import ALL
-from evalengine.analysis.items import names
-from evalengine.analysis.ranges import Range, difference
 from evalengine.analysis.results import share_with_interval, signed, with_interval
+from evalengine.analysis.statistics.ranges import Range, difference
 from evalengine.labels import CHAT, TRAINED, scale_key, stage_key
 
 SHARE, ACCURACY, ENTROPY, MASS = "share", "accuracy", "entropy", "mass"

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from evalengine.analysis.claims import CAUTION, Claim, claim, side
+from evalengine.analysis.estimates.groups import ALL
 from evalengine.analysis.explain import doses, exposed
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.dose_slopes import (
@@ -57,9 +58,8 @@ from evalengine.analysis.figure import (
     pivot,
     with_benchmarks,
 )
-from evalengine.analysis.groups import ALL
-from evalengine.analysis.ranges import Range
 from evalengine.analysis.results import p_value, signed, with_interval
+from evalengine.analysis.statistics.ranges import Range
 
 HIGH = 0.7  # an r over bins that someone could take for evidence
 BINS = 10

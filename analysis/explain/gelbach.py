@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 
 from evalengine.analysis.claims import Claim, claim
+from evalengine.analysis.estimates.groups import ALL
 from evalengine.analysis.explain import doses, exposed
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.doses import MARGIN, dosed_items, together, whens
@@ -43,9 +44,8 @@ from evalengine.analysis.explain.within import (
     without_each,
 )
 from evalengine.analysis.figure import File, Part, Table, blocks, pivot
-from evalengine.analysis.groups import ALL
-from evalengine.analysis.ranges import SHARE
 from evalengine.analysis.results import with_interval
+from evalengine.analysis.statistics.ranges import SHARE
 
 COUNT, SIMILARITY = "count", "similarity"
 ALONE = {COUNT: "count alone", SIMILARITY: "similarity alone"}

@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from evalengine.analysis.correlation import benjamini_hochberg
+from evalengine.analysis.data.panel import category_key
+from evalengine.analysis.estimates.groups import ALL
 from evalengine.analysis.explain.explainer import Findings, Study
 from evalengine.analysis.figure import Lines, Part, by, pivot
-from evalengine.analysis.groups import ALL
-from evalengine.analysis.panel import category_key
+from evalengine.analysis.statistics.correlation import benjamini_hochberg
 
 
 @dataclass(frozen=True)

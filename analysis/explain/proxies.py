@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.claims import Claim, side, supported, unsupported
-from evalengine.analysis.correlation import BlockNumbers, members_of
+from evalengine.analysis.estimates.groups import ALL
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
 from evalengine.analysis.explain.means import grouped, joined, left_out, with_q
@@ -39,8 +39,8 @@ from evalengine.analysis.explain.ranking import (
 )
 from evalengine.analysis.explain.student import interaction
 from evalengine.analysis.figure import File, Part, Table, pivot
-from evalengine.analysis.groups import ALL
 from evalengine.analysis.results import p_value, share_with_interval, with_interval
+from evalengine.analysis.statistics.correlation import BlockNumbers, members_of
 
 REGRET = "regret"
 CHOSEN = "chosen on other benchmarks"

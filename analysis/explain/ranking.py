@@ -1,7 +1,7 @@
 """How well one value ranks the mixtures as another one does, and how sure that is.
 
 Agreement is the share of pairs of mixtures that are ordered alike: a tie of one side counts one half, pairs tied on both are left
-out. r is Pearson's over mixtures. Intervals leave out one mixture at a time. With blocks (analysis/blocks.py) pairs are of
+out. r is Pearson's over mixtures. Intervals leave out one mixture at a time. With blocks (analysis/data/blocks.py) pairs are of
 mixtures of one block, and the blocks' means are taken out of what r is of.
 
 Dims: J sets of mixtures (all, then without each), M mixtures, B benchmarks.
@@ -14,12 +14,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis import ranges
-from evalengine.analysis.correlation import BlockNumbers, members_of
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.means import C, grouped
 from evalengine.analysis.explain.student import jackknife, of_correlation
-from evalengine.analysis.ranges import CORRELATION, SHARE
+from evalengine.analysis.statistics import ranges
+from evalengine.analysis.statistics.correlation import BlockNumbers, members_of
+from evalengine.analysis.statistics.ranges import CORRELATION, SHARE
 
 LEAST = 4  # mixtures
 AGREEMENT, R = MEASURES = ("pair agreement", "r")

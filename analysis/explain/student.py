@@ -1,5 +1,6 @@
 """Intervals by Student's t over n mixtures, of n - 1 degrees of freedom: of means over mixtures and items, from standard errors,
-or by leaving each mixture out once. Ends are cut to what the statistic can be (analysis/ranges.py), p-values are of uncut ones.
+or by leaving each mixture out once. Ends are cut to what the statistic can be (analysis/statistics/ranges.py), p-values are of
+uncut ones.
 
 Mixtures answer the same items, so a mean has two sources of error that neither resampling alone sees. Its variance is that of
 two-way clustering, V = V_mixtures + V_items - V_cells: the first two count the independent part of each cell twice. Items of
@@ -20,9 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis.correlation import BlockNumbers, members_of
 from evalengine.analysis.explain.choices import Array
-from evalengine.analysis.ranges import ANY, Range
+from evalengine.analysis.statistics.correlation import BlockNumbers, members_of
+from evalengine.analysis.statistics.ranges import ANY, Range
 
 
 def quantile(n: int, level: float) -> float:

@@ -12,9 +12,9 @@ from functools import partial
 
 import numpy as np
 
-from evalengine.analysis import bootstrap
-from evalengine.analysis.bootstrap import Array, Resamples, draw_resamples, intervals
-from evalengine.analysis.correlation import Sample, correlate
+from evalengine.analysis.statistics import bootstrap
+from evalengine.analysis.statistics.bootstrap import Array, Resamples, draw_resamples, intervals
+from evalengine.analysis.statistics.correlation import Sample, correlate
 from evalengine.bench.harness import Result, against, medians, rounds, timed
 
 SIDE = 20  # benchmarks: the matrix is square

@@ -81,7 +81,7 @@ def lm_eval_seconds(path: Path, data: Path, device: str) -> tuple[float, dict[st
 def stored(folder: Path) -> tuple[int, dict[str, float]]:
     """(items, accuracy on each benchmark) of a checkpoint in a store."""
     from evalengine import store
-    from evalengine.metrics import accuracy
+    from evalengine.store.metrics import accuracy
 
     tables = {file.stem: store.read(file) for file in folder.glob("*.arrow")}
     return sum(map(len, tables.values())), {name: accuracy(table) for name, table in tables.items()}

@@ -19,16 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evalengine import packing, plans
 from evalengine.bench import local_tasks
 from evalengine.bench.harness import Result, Row, medians, timed
 from evalengine.bench.inputs import make_checkpoints, read_items, sizes_of, workplace, world_data
 from evalengine.benchmarks.load import ItemSet
-from evalengine.encoding import Encoded
+from evalengine.checkpoints.resolve import discover
 from evalengine.errors import UserError
 from evalengine.kernels import TargetLogprobs
-from evalengine.resolve import discover
-from evalengine.torch_backend import TorchBackend
+from evalengine.model.torch_backend import TorchBackend
+from evalengine.plan import packing, plans
+from evalengine.plan.encoding import Encoded
 from evalengine.training.plan import product_rate
 
 COLUMNS = (
@@ -91,7 +91,7 @@ def compare(
             side.score(e.sequences)
 
     def with_a_plain_head() -> None:
-        with mock.patch("evalengine.forward.target_logprobs", plain_head):
+        with mock.patch("evalengine.model.forward.target_logprobs", plain_head):
             ours()
 
     first = timed(ours)

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 from evalengine import store
 from evalengine.bench.harness import Result, Row, alone, peak_memory
 from evalengine.bench.inputs import make_checkpoints, read_items, workplace, world_data
+from evalengine.checkpoints.resolve import discover
 from evalengine.errors import UserError
-from evalengine.resolve import discover
 
 COUNTS = (40, 100, 300, 1000)
 SCALES = ("60M", "150M", "240M", "1B")
@@ -123,7 +123,7 @@ def plan(data: Path, checkpoint: Path, shrink: int) -> None:
     They are the folder's own again and again, each behind a number of its own, so that no two share a beginning: nothing is
     tokenised once for many, which makes this dearer than the real sets, where paragraphs recur.
     """
-    from evalengine import plans
+    from evalengine.plan import plans
 
     (found,) = discover([checkpoint])
     planner = plans.Planner()

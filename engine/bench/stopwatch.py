@@ -70,8 +70,11 @@ def score(started: float, arguments: list[str]) -> dict[str, float]:
     watch = Stopwatch(started)
     watch.next(OTHER)
     watch.watch(importlib._bootstrap, "_find_and_load", lambda: IMPORTS)  # type: ignore[attr-defined]
-    from evalengine import plans, proof, resolve, runner, torch_backend
+    from evalengine import runner
+    from evalengine.checkpoints import resolve
     from evalengine.cli import main
+    from evalengine.model import proof, torch_backend
+    from evalengine.plan import plans
 
     loads = 0
 

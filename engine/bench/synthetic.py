@@ -13,10 +13,10 @@ from evalengine import runner
 from evalengine.backends import Alone
 from evalengine.benchmarks import BENCHMARKS, Item, ItemSet
 from evalengine.checkpoints import Checkpoint
-from evalengine.encoding import Scores, Sequences
+from evalengine.checkpoints.resolve import discover
 from evalengine.errors import UserError
 from evalengine.groups import Group
-from evalengine.resolve import discover
+from evalengine.plan.encoding import Scores, Sequences
 from evalengine.resume import Asked, Options
 
 WORDS = 100_000  # of the vocabulary: numbers; the tokenizer's file has 2 MB, as real ones do

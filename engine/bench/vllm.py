@@ -25,9 +25,9 @@ import torch
 from evalengine.bench.harness import Result, Row, against, alone, medians, rounds, timed
 from evalengine.bench.inputs import SHAPES, Shape, make_model, workplace
 from evalengine.checkpoints import Checkpoint
-from evalengine.encoding import Sequences
+from evalengine.checkpoints.resolve import discover
 from evalengine.errors import UserError
-from evalengine.resolve import discover
+from evalengine.plan.encoding import Sequences
 from evalengine.vllm import FIRST, TASK, engine
 from evalengine.vllm.backend import VllmBackend, engine_settings
 from evalengine.vllm.requests import Request, plan
@@ -162,7 +162,7 @@ def result(shape: Shape, names: list[str], figures: dict[str, float], failures: 
 
 def torch_part(setup: Setup) -> None:
     """The PyTorch backend: its seconds, and the scores that the others must have."""
-    from evalengine.torch_backend import TorchBackend
+    from evalengine.model.torch_backend import TorchBackend
 
     backend = TorchBackend(device=setup.device)
     workload = setup.workloads[0].sequences(setup.shape.vocab)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from evalengine import console
 from evalengine.errors import UserError
-from evalengine.metrics import CONFIDENCES, METRICS
 from evalengine.store import check_outside
+from evalengine.store.metrics import CONFIDENCES, METRICS
 
 if TYPE_CHECKING:
+    from evalengine.analysis.estimates.tables import Row
     from evalengine.analysis.study import Analysis
-    from evalengine.analysis.tables import Row
 
 
 RESAMPLED = ("mixtures", "items", "both")
@@ -78,10 +78,10 @@ def add_block_options(p: argparse.ArgumentParser) -> list[argparse.Action]:
 
 def analysis_of(args: argparse.Namespace) -> Analysis:
     """Reads the store and runs the analysis with the options of `add_options`."""
-    from evalengine.analysis.mixtures import imported_mixtures, joined, read_study
-    from evalengine.analysis.panel import load_panel
+    from evalengine.analysis.data.mixtures import imported_mixtures, joined, read_study
+    from evalengine.analysis.data.panel import load_panel
     from evalengine.analysis.study import Options, analyse
-    from evalengine.remote import readable
+    from evalengine.checkpoints.remote import readable
 
     if args.bootstrap not in (None, "exact") and not str(args.bootstrap).isdecimal():
         raise UserError(f"--bootstrap takes a number or 'exact', not '{args.bootstrap}'")
@@ -122,10 +122,10 @@ def as_json(row: Row) -> dict[str, Any]:
 
 def show_transfer(analysis: Analysis, quantity: str) -> None:
     """One table: each category with its benchmarks below it, a line for each scale; then the reasons of missing numbers."""
+    from evalengine.analysis.estimates.groups import PARTIAL, SCALE
     from evalengine.analysis.figure import Mark
-    from evalengine.analysis.groups import PARTIAL, SCALE
+    from evalengine.analysis.protocols.transfer_table import transfer_table, words
     from evalengine.analysis.results import Results, n_words, percent
-    from evalengine.analysis.transfer_table import transfer_table, words
 
     method = analysis.method
     results = Results(method, analysis.tables, [], [], [v._asdict() for v in analysis.verdicts])

@@ -46,7 +46,7 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from evalengine.resolve import discover
+    from evalengine.checkpoints.resolve import discover
 
     if args.backend == "vllm":
         raise UserError("vLLM runs one model at a time, so it cannot emulate yet: use --backend torch")

@@ -8,8 +8,8 @@ from typing import Any
 
 from evalengine import console
 from evalengine.cli.correlate import add_block_options, plain
-from evalengine.metrics import METRICS
 from evalengine.store import check_outside
+from evalengine.store.metrics import METRICS
 
 
 def register(subparsers: Any) -> None:
@@ -37,11 +37,11 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from evalengine.analysis.claims import HEADINGS, by_kind
+    from evalengine.analysis.data.mixtures import read_study
     from evalengine.analysis.explain.explainer import Options
     from evalengine.analysis.explain.findings import explain, no_report, not_shown, write
     from evalengine.analysis.explain.registry import EXPLAINERS
-    from evalengine.analysis.mixtures import read_study
-    from evalengine.remote import formats_of, readable
+    from evalengine.checkpoints.remote import formats_of, readable
 
     check_outside(args.out, args.store)
     stages = [part.strip() for part in args.stages.split(",")] if args.stages else None

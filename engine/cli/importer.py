@@ -12,9 +12,9 @@ from evalengine import console
 from evalengine.errors import UserError
 
 if TYPE_CHECKING:
-    from evalengine.analysis.benchmark_info import Info
-    from evalengine.analysis.importing import Known, Part
-    from evalengine.analysis.items import Checkpoint
+    from evalengine.analysis.data.items import Checkpoint
+    from evalengine.analysis.importing.benchmark_info import Info
+    from evalengine.analysis.importing.imported import Known, Part
 
 EPILOG = """
 CSV: a row for each checkpoint and a column for each benchmark (piqa, piqa.acc, metric/piqa). Columns that are not called
@@ -82,8 +82,8 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from evalengine.analysis.benchmark_info import read_info
-    from evalengine.analysis.importing import Known
+    from evalengine.analysis.importing.benchmark_info import read_info
+    from evalengine.analysis.importing.imported import Known
     from evalengine.benchmarks import BENCHMARKS
 
     sources = list(dict.fromkeys(source for path in args.paths for source in _sources(path)))
@@ -107,9 +107,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _results(sources: Sequence[Source], args: argparse.Namespace, known: dict[str, Known], info: Info) -> int:
     """Tables of results, into results.arrow."""
+    from evalengine.analysis.data.items import names
     from evalengine.analysis.figure import by
-    from evalengine.analysis.importing import combine, write_results
-    from evalengine.analysis.items import names
+    from evalengine.analysis.importing.imported import combine, write_results
 
     imported = combine(_parts(sources, args, known), known, info)
     rows = write_results(Path(args.out), imported)
@@ -139,8 +139,8 @@ def _results(sources: Sequence[Source], args: argparse.Namespace, known: dict[st
 
 def _samples(sources: Sequence[Source], args: argparse.Namespace, known: dict[str, Known], info: Info) -> int:
     """Samples, into a score store."""
-    from evalengine.analysis.harness import NAME_PATTERN
-    from evalengine.analysis.samples import import_samples
+    from evalengine.analysis.importing.harness import NAME_PATTERN
+    from evalengine.analysis.importing.samples import import_samples
 
     if any(constant for _, constant in sources):
         raise UserError(f"{FIELDS} are for tables: samples are named by --pattern")
@@ -208,9 +208,15 @@ def _files(path: Path) -> list[Path]:
 
 def _parts(sources: Sequence[Source], args: argparse.Namespace, known: dict[str, Known]) -> list[Part]:
     """What each table holds."""
-    from evalengine.analysis.harness import NAME_PATTERN, identities, model_of, read_lm_eval, read_results
-    from evalengine.analysis.score_columns import ITEMS, STDERR, WideTable
-    from evalengine.analysis.wide_table import read_csv
+    from evalengine.analysis.importing.harness import (
+        NAME_PATTERN,
+        identities,
+        model_of,
+        read_lm_eval,
+        read_results,
+    )
+    from evalengine.analysis.importing.score_columns import ITEMS, STDERR, WideTable
+    from evalengine.analysis.importing.wide_table import read_csv
 
     where = {}
     for text in args.where:

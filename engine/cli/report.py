@@ -58,7 +58,13 @@ def run(args: argparse.Namespace) -> int:
         folder = tables = Path(args.out or "analysis")
         check_outside(folder, source)
         analysis_of(args).write(folder)
-    from evalengine.analysis.report import differences, load_both, write_figures, write_latex, write_report
+    from evalengine.analysis.report.report import (
+        differences,
+        load_both,
+        write_figures,
+        write_latex,
+        write_report,
+    )
 
     formats = [part.strip() for part in args.figures.split(",") if part.strip() and part.strip() != "none"]
     # Drawn in a process of their own, as long as the page takes.

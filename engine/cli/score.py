@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from evalengine import console
 from evalengine.backends import DTYPES, NAMES
+from evalengine.checkpoints.remote import location
 from evalengine.errors import UserError
-from evalengine.metrics import METRICS, accuracy
-from evalengine.remote import location
+from evalengine.store.metrics import METRICS, accuracy
 
 if TYPE_CHECKING:
     from evalengine.backends import BackendSpec
@@ -114,8 +114,8 @@ def add_ray(p: argparse.ArgumentParser, verb: str, hang_after: bool = False) -> 
 
 
 def run(args: argparse.Namespace) -> int:
+    from evalengine.checkpoints.resolve import asked_in_chat, discover
     from evalengine.groups import Group
-    from evalengine.resolve import asked_in_chat, discover
 
     found = discover(args.checkpoints, args.manifest, args.base)
     if args.chat:
@@ -137,8 +137,8 @@ def carry_out(args: argparse.Namespace, groups: Sequence[Group], asked: Asked) -
     """Scores groups of checkpoints here or on a cluster, and shows what has become of them; the exit code."""
     from evalengine import runner
     from evalengine.backends import models_for
+    from evalengine.checkpoints.remote import formats_of, open_store
     from evalengine.events import Event, Relabelled, Stored
-    from evalengine.remote import formats_of, open_store
 
     spec, place = backend_spec(args), args.out if args.formats is None else formats_of(args.out)
     folder, upload = open_store(place, [one.name for group in groups for one in group.every])

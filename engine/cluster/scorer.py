@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 from evalengine import __version__
 from evalengine.backends import BackendSpec, Models, models_for
 from evalengine.checkpoints import Checkpoint, check_unchanged
+from evalengine.checkpoints.resolve import ReadAhead
 from evalengine.cluster.pool import Heartbeat
-from evalengine.encoding import Scores
 from evalengine.errors import ModelError, UserError
 from evalengine.groups import Group, Wanted
-from evalengine.resolve import ReadAhead
+from evalengine.plan.encoding import Scores
 from evalengine.untrusted import reason
 
 

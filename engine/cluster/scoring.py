@@ -24,12 +24,12 @@ from evalengine.cluster.scorer import Failure, Scored, Scorer
 from evalengine.errors import UserError
 from evalengine.events import Emit, Outcome
 from evalengine.groups import Group, Tasks, keep, pending_of
-from evalengine.plans import Planner
+from evalengine.plan.plans import Planner
 from evalengine.resume import Asked
 
 if TYPE_CHECKING:
     from evalengine.benchmarks import ItemSet
-    from evalengine.encoding import Encoded
+    from evalengine.plan.encoding import Encoded
 
 POLL_S = 0.1
 READS = 50e6  # bytes a second: a checkpoint is not expected to be read more slowly,

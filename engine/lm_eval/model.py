@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from lm_eval.api.model import TemplateLM
 
-from evalengine import console, plans
+from evalengine import console
 from evalengine.backends import DTYPES, NAMES, BackendSpec
-from evalengine.encoding import Encoder, merge
+from evalengine.checkpoints.resolve import discover
 from evalengine.errors import UserError
-from evalengine.resolve import discover
-from evalengine.tokenizer import load_tokenizer
+from evalengine.plan import plans
+from evalengine.plan.encoding import Encoder, merge
+from evalengine.plan.tokenizer import load_tokenizer
 
 NAME = "evalengine"  # of the model, to lm-eval
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from evalengine import store
 from evalengine.errors import UserError
-from evalengine.metrics import table_answers
+from evalengine.store.metrics import table_answers
 
 
 class Agreement(NamedTuple):

@@ -19,12 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from evalengine import weights
-from evalengine.checkpoints import Checkpoint, fingerprint
-from evalengine.encoding import OnProgress, Scores, Sequences
+from evalengine.checkpoints import Checkpoint, fingerprint, weights
 from evalengine.errors import UserError
-from evalengine.proof import FIRST
-from evalengine.torch_backend import DTYPES, ROUNDING
+from evalengine.model.proof import FIRST
+from evalengine.model.torch_backend import DTYPES, ROUNDING
+from evalengine.plan.encoding import OnProgress, Scores, Sequences
 from evalengine.untrusted import printable, reason
 from evalengine.vllm import SCORER, engine
 from evalengine.vllm.proof import SETTINGS, Proof, make_twin

@@ -1,4 +1,4 @@
-"""Whether vLLM computes what transformers computes: tried once for a configuration, on its small twin (evalengine.twin).
+"""Whether vLLM computes what transformers computes: tried once for a configuration, on its small twin (evalengine.model.twin).
 
 vLLM has model code of its own. Most of it computes what the checkpoint was trained with; some does not (rotary factors that
 vLLM chooses by the engine's window and transformers by the sequence, another form of an activation). So the twin is written to a
@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evalengine import proof, twin
 from evalengine.checkpoints import Checkpoint
-from evalengine.encoding import Sequences
+from evalengine.checkpoints.pretrained import text_config, unreadable
 from evalengine.errors import UserError
-from evalengine.pretrained import text_config, unreadable
+from evalengine.model import proof, twin
+from evalengine.plan.encoding import Sequences
 from evalengine.untrusted import reason
 from evalengine.vllm import engine
 

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evalengine.encoding import Sequences
-from evalengine.packing import common_prefix
+from evalengine.plan.encoding import Sequences
+from evalengine.plan.packing import common_prefix
 
 
 class Request(NamedTuple):

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from evalengine import sealed
 from evalengine.analysis.explain.choices import read_choices
 from evalengine.analysis.explain.design import design_of
+from evalengine.store import sealed
 from evalengine.training.exposure import similarity, table
 
 Row = tuple[str, str, str, str, int, int, int, int]  # benchmark, item, source, kind, choice, n, grams, count

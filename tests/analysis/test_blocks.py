@@ -15,15 +15,15 @@ import scipy.stats as st
 from test_protocols import make
 
 from evalengine import store
-from evalengine.analysis import decisions, noise
-from evalengine.analysis.alignment import CELLS, WITHIN, alignment
-from evalengine.analysis.blocks import explained_share, with_blocks
-from evalengine.analysis.bootstrap import draw_resamples, enumerate_resamples, resamples
-from evalengine.analysis.correlation import Sample, correlate, permuted_p
-from evalengine.analysis.mixtures import Mixtures, read_study
-from evalengine.analysis.panel import Blocks, Panel
+from evalengine.analysis.data.blocks import explained_share, with_blocks
+from evalengine.analysis.data.mixtures import Mixtures, read_study
+from evalengine.analysis.data.panel import Blocks, Panel
+from evalengine.analysis.protocols import decisions, noise
+from evalengine.analysis.protocols.alignment import CELLS, WITHIN, alignment
+from evalengine.analysis.protocols.transfer_tests import swap_p
+from evalengine.analysis.statistics.bootstrap import draw_resamples, enumerate_resamples, resamples
+from evalengine.analysis.statistics.correlation import Sample, correlate, permuted_p
 from evalengine.analysis.study import Options, analyse, fixed_data
-from evalengine.analysis.transfer_tests import swap_p
 from evalengine.cli import main
 from evalengine.errors import UserError
 

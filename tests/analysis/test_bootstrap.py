@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.stats as st
 
-from evalengine.analysis.bootstrap import (
+from evalengine.analysis.statistics.bootstrap import (
     draw_resamples,
     enumerate_resamples,
     fisher,
@@ -21,8 +21,8 @@ from evalengine.analysis.bootstrap import (
     jackknife_z,
     resamples,
 )
-from evalengine.analysis.correlation import Sample, correlate
-from evalengine.analysis.numba_kernels import quantiles
+from evalengine.analysis.statistics.correlation import Sample, correlate
+from evalengine.analysis.statistics.numba_kernels import quantiles
 from evalengine.errors import UserError
 
 PAIR = np.array([[0, 1]])
@@ -163,8 +163,8 @@ def test_fisher_equals_scipy() -> None:
 
 THREADS = """
 import numpy as np, sys
-from evalengine.analysis.bootstrap import draw_resamples, intervals
-from evalengine.analysis.correlation import Sample, correlate
+from evalengine.analysis.statistics.bootstrap import draw_resamples, intervals
+from evalengine.analysis.statistics.correlation import Sample, correlate
 x = np.random.default_rng(0).normal(size=(12, 9, 1))
 plan = draw_resamples(9, 2000, 3)
 pairs = np.array([(i, j) for i in range(6) for j in range(6, 12)])
@@ -192,7 +192,7 @@ def test_kernels_work_where_no_cache_can_be_written() -> None:
 from numba.core import caching
 for locator in caching.CacheImpl._locator_classes:
     locator.from_function = classmethod(lambda cls, *a: None)
-from evalengine.analysis.numba_kernels import quantiles
+from evalengine.analysis.statistics.numba_kernels import quantiles
 import numpy as np
 out = np.empty((1, 3))
 quantiles(0, 1, np.array([[9.0, 3.0, 1.0, 2.0]]), 1, np.ones(3), np.array([[0.0, 0.5, 1.0]]), True, out)

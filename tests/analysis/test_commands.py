@@ -17,10 +17,10 @@ import pyarrow as pa
 import pytest
 
 from evalengine import console
-from evalengine.analysis.bootstrap import draw_resamples
-from evalengine.analysis.report import page
+from evalengine.analysis.protocols.true_regret import TOP1_JUDGED
+from evalengine.analysis.report.report import page
 from evalengine.analysis.results import load_results
-from evalengine.analysis.true_regret import TOP1_JUDGED
+from evalengine.analysis.statistics.bootstrap import draw_resamples
 from evalengine.bench import bootstrap as bench
 from evalengine.bench import synthetic
 from evalengine.bench.scale import SIZES
@@ -312,7 +312,7 @@ def test_full_size_reading_stays_in_memory(tmp_path: Path, monkeypatch: pytest.M
     checkpoints = synthetic.make_checkpoints(tmp_path / "checkpoints", names)
     synthetic.score(checkpoints, SIZES, tmp_path / "scores")
     code = (
-        "import sys, time; from evalengine.analysis.panel import load_panel; load_panel(sys.argv[1]); "
+        "import sys, time; from evalengine.analysis.data.panel import load_panel; load_panel(sys.argv[1]); "
         "start = time.process_time(); panel = load_panel(sys.argv[1]); seconds = time.process_time() - start; "
         "peak = next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')); "
         "print(seconds, peak, panel.n_items.sum())"  # (ru_maxrss begins at the peak of the process that starts this one)

@@ -12,23 +12,23 @@ import pytest
 from scipy.special import softmax
 
 from evalengine import store
-from evalengine.analysis.calibration import claims, disagreements
-from evalengine.analysis.calibration_error import (
+from evalengine.analysis.data.items import mean_of_known, read_store
+from evalengine.analysis.data.panel import load_panel
+from evalengine.analysis.estimates.item_bootstrap import GROUPS, item_data, resampled_means
+from evalengine.analysis.protocols.calibration import claims, disagreements
+from evalengine.analysis.protocols.noise import from_items, measured
+from evalengine.analysis.report.report import page
+from evalengine.analysis.results import load_results
+from evalengine.analysis.statistics.calibration_error import (
     ECE_BINS,
     debiased_calibration_error,
     expected_calibration_error,
     reliability,
 )
-from evalengine.analysis.item_bootstrap import GROUPS, item_data, resampled_means
-from evalengine.analysis.items import mean_of_known, read_store
-from evalengine.analysis.noise import from_items, measured
-from evalengine.analysis.panel import load_panel
-from evalengine.analysis.report import page
-from evalengine.analysis.results import load_results
 from evalengine.analysis.study import Options, analyse, weighted
 from evalengine.cli import main
 from evalengine.errors import UserError
-from evalengine.metrics import answers, raw_answers, table_answers
+from evalengine.store.metrics import answers, raw_answers, table_answers
 
 ITEMS = 60
 

@@ -11,16 +11,16 @@ import pytest
 import scipy.stats as st
 from test_protocols import NAMES, make
 
-from evalengine.analysis import calibration
-from evalengine.analysis.alignment import alignment
-from evalengine.analysis.bootstrap import draw_resamples, enumerate_resamples, intervals
-from evalengine.analysis.coherence import benchmark_coherence, coherence
-from evalengine.analysis.contrasts import scale_contrast
-from evalengine.analysis.inverting import inverted, p_at_most
-from evalengine.analysis.panel import Blocks
-from evalengine.analysis.shares import benchmark_shares, share_of, true_discoveries
+from evalengine.analysis.data.panel import Blocks
+from evalengine.analysis.estimates.contrasts import scale_contrast
+from evalengine.analysis.estimates.inverting import inverted, p_at_most
+from evalengine.analysis.protocols import calibration
+from evalengine.analysis.protocols.alignment import alignment
+from evalengine.analysis.protocols.coherence import benchmark_coherence, coherence
+from evalengine.analysis.protocols.shares import benchmark_shares, share_of, true_discoveries
+from evalengine.analysis.protocols.transfer import BOTH, category_transfer, quantity_contrasts, transfer
+from evalengine.analysis.statistics.bootstrap import draw_resamples, enumerate_resamples, intervals
 from evalengine.analysis.study import Options, analyse, fixed_data
-from evalengine.analysis.transfer import BOTH, category_transfer, quantity_contrasts, transfer
 
 SCIENCE = [0, 1, 2]
 CATEGORIES = {"Science": SCIENCE, "NLI": [3, 4], "Semantic": [5], "All": list(range(6))}

@@ -11,8 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as hs
 from hypothesis.extra.numpy import arrays
 
-from evalengine.analysis.bootstrap import draw_resamples
-from evalengine.analysis.correlation import (
+from evalengine.analysis.statistics.bootstrap import draw_resamples
+from evalengine.analysis.statistics.correlation import (
     COUNTED,
     DECISION,
     Sample,

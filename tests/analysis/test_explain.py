@@ -22,17 +22,17 @@ from evalengine.analysis.claims import (
     supported,
     unsupported,
 )
+from evalengine.analysis.data.items import read_store
 from evalengine.analysis.explain.choices import read_choices
 from evalengine.analysis.explain.design import design_of
 from evalengine.analysis.explain.explainer import Options
 from evalengine.analysis.explain.findings import explain, load, write
 from evalengine.analysis.explain.registry import EXPLAINERS
 from evalengine.analysis.explain.student import Mean, jackknife, of_correlation, two_way_mean
-from evalengine.analysis.items import read_store
-from evalengine.analysis.page import html
-from evalengine.analysis.ranges import SHARE
-from evalengine.analysis.report import write_figures
+from evalengine.analysis.report.page import html
+from evalengine.analysis.report.report import write_figures
 from evalengine.analysis.results import share_with_interval, with_interval
+from evalengine.analysis.statistics.ranges import SHARE
 from evalengine.cli import main
 from evalengine.errors import UserError
 

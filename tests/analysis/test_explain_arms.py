@@ -17,7 +17,7 @@ from evalengine.analysis.explain.choices import read_choices
 from evalengine.analysis.explain.design import design_of
 from evalengine.analysis.explain.explainer import Findings, Options, Study
 from evalengine.analysis.explain.student import Mean, two_way_mean
-from evalengine.analysis.page import html
+from evalengine.analysis.report.page import html
 
 MIXTURES = ("a", "b", "c", "d", "e", "f")
 ITEMS = 400

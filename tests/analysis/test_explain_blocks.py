@@ -12,12 +12,12 @@ import pytest
 from scipy.stats import t as student
 
 from evalengine import store
+from evalengine.analysis.data.panel import load_panel
 from evalengine.analysis.explain import eft_decisions, proxies, ranking
 from evalengine.analysis.explain.choices import read_choices
 from evalengine.analysis.explain.design import design_of
 from evalengine.analysis.explain.explainer import Options, Study
 from evalengine.analysis.explain.findings import explain
-from evalengine.analysis.panel import load_panel
 from evalengine.analysis.study import Options as Correlated
 from evalengine.analysis.study import analyse
 from evalengine.cli import main

@@ -16,12 +16,12 @@ from scipy.special import log_softmax, softmax
 import tiny_models
 from evalengine import store
 from evalengine.analysis.claims import SUPPORTED, UNSUPPORTED
+from evalengine.analysis.estimates.groups import ALL
 from evalengine.analysis.explain import decomposition, eft, eft_decisions, proxies, ranking
 from evalengine.analysis.explain.choices import read_choices
 from evalengine.analysis.explain.corners import SEQUENCE, TOKEN
 from evalengine.analysis.explain.design import design_of
 from evalengine.analysis.explain.explainer import Findings, Options, Study
-from evalengine.analysis.groups import ALL
 from evalengine.checkpoints import emulated_fingerprint
 from evalengine.cli import main
 from evalengine.errors import UserError

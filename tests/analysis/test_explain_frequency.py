@@ -14,8 +14,9 @@ import pytest
 from planted_exposure import Row, write_for, write_similarity
 from planted_exposure import write_exposure as write_rows
 
-from evalengine import sealed, store
+from evalengine import store
 from evalengine.analysis.claims import CAUTION
+from evalengine.analysis.estimates.groups import ALL
 from evalengine.analysis.explain import dose_slopes as frequency
 from evalengine.analysis.explain import doses, exposed
 from evalengine.analysis.explain.choices import read_choices
@@ -24,8 +25,8 @@ from evalengine.analysis.explain.explainer import Options, Study
 from evalengine.analysis.explain.exposed import Dose
 from evalengine.analysis.explain.findings import explain, not_shown
 from evalengine.analysis.explain.registry import EXPLAINERS
-from evalengine.analysis.groups import ALL
 from evalengine.errors import UserError
+from evalengine.store import sealed
 from evalengine.training.exposure import table
 
 MIXTURES = tuple(f"v{v}p{p}" for v in (1, 2, 3) for p in (0, 1, 2))

@@ -10,9 +10,9 @@ import statsmodels.api as sm
 from planted_exposure import write_similarity
 from test_explain_frequency import CATEGORIES, SHARES, SOURCES, make_world, study_of
 
+from evalengine.analysis.estimates.groups import ALL
 from evalengine.analysis.explain import doses, gelbach, within
 from evalengine.analysis.explain.exposed import Dose
-from evalengine.analysis.groups import ALL
 
 
 def values(seed: int, count: float, similarity: float, shared: float) -> np.ndarray:

@@ -12,13 +12,13 @@ import pytest
 import scipy.stats as st
 
 from evalengine import store
+from evalengine.analysis.estimates.groups import ALL
 from evalengine.analysis.explain import flips, format, item_transfer, proxies, snr, threshold
 from evalengine.analysis.explain.choices import read_choices
 from evalengine.analysis.explain.design import design_of
 from evalengine.analysis.explain.explainer import Findings, Options, Study
 from evalengine.analysis.explain.item_level import ItemLevel, item_level
 from evalengine.analysis.explain.logistic import clustered, dummies, fit
-from evalengine.analysis.groups import ALL
 from evalengine.errors import UserError
 
 MIXTURES = ("a", "b", "c", "d", "e", "f")
@@ -163,9 +163,9 @@ def test_the_choice_of_a_proxy_is_judged_on_the_benchmark_that_is_left_out() -> 
 
 def test_no_proxy_is_said_to_be_better_where_none_is() -> None:
     """Twenty proxies that are accuracy with independent noise: q below 0.05 in at most 5% of studies."""
-    from evalengine.analysis.correlation import benjamini_hochberg
     from evalengine.analysis.explain.ranking import agreement
     from evalengine.analysis.explain.student import jackknife
+    from evalengine.analysis.statistics.correlation import benjamini_hochberg
 
     rng, wrong, studies = np.random.default_rng(5), 0, 200
     sets = [np.arange(9), *(np.delete(np.arange(9), m) for m in range(9))]

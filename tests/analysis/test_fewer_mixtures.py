@@ -9,16 +9,16 @@ import pytest
 import scipy.stats as st
 from test_protocols import NAMES, make
 
-from evalengine.analysis import calibration
-from evalengine.analysis.bootstrap import Basis, draw_resamples, intervals, jackknife_t
-from evalengine.analysis.cells import Cell
-from evalengine.analysis.correlation import Sample, correlate
-from evalengine.analysis.inverting import inverted, jackknife_p_at_most
-from evalengine.analysis.mixtures import Mixtures
-from evalengine.analysis.orders import permutation_words
-from evalengine.analysis.panel import Panel, assemble
+from evalengine.analysis.data.cells import Cell
+from evalengine.analysis.data.mixtures import Mixtures
+from evalengine.analysis.data.orders import permutation_words
+from evalengine.analysis.data.panel import Panel, assemble
+from evalengine.analysis.estimates.inverting import inverted, jackknife_p_at_most
+from evalengine.analysis.estimates.tables import Row
+from evalengine.analysis.protocols import calibration
+from evalengine.analysis.statistics.bootstrap import Basis, draw_resamples, intervals, jackknife_t
+from evalengine.analysis.statistics.correlation import Sample, correlate
 from evalengine.analysis.study import Options, analyse
-from evalengine.analysis.tables import Row
 
 CATEGORIES = {"a1": "A", "a2": "A", "a3": "A", "b1": "B", "b2": "B"}
 

@@ -11,12 +11,12 @@ import planted
 import pytest
 
 from evalengine import store
+from evalengine.analysis.data.items import read_store
+from evalengine.analysis.estimates.groups import ALL
 from evalengine.analysis.explain import format_shares as fs
 from evalengine.analysis.explain.choices import read_choices
 from evalengine.analysis.explain.explainer import Options
 from evalengine.analysis.explain.findings import explain
-from evalengine.analysis.groups import ALL
-from evalengine.analysis.items import read_store
 from evalengine.cli import main
 from evalengine.errors import UserError
 

@@ -13,11 +13,11 @@ import pytest
 import scipy.stats as st
 
 from evalengine import store
-from evalengine.analysis.harness import NAME_PATTERN, identities, model_of_place
-from evalengine.analysis.mixtures import imported_mixtures
-from evalengine.analysis.panel import load_panel
-from evalengine.analysis.samples import read_samples
-from evalengine.analysis.score_columns import split_column
+from evalengine.analysis.data.mixtures import imported_mixtures
+from evalengine.analysis.data.panel import load_panel
+from evalengine.analysis.importing.harness import NAME_PATTERN, identities, model_of_place
+from evalengine.analysis.importing.samples import read_samples
+from evalengine.analysis.importing.score_columns import split_column
 from evalengine.analysis.study import Options, analyse
 from evalengine.cli import main
 from evalengine.errors import UserError
@@ -189,7 +189,7 @@ def test_samples_become_a_store_with_the_harnesss_accuracies(lm_eval_run, tmp_pa
     assert main(["import", str(root / "runs"), "--out", str(tmp_path)]) == 0
     found = {(path.parent.name, path.stem) for path in store.paths(tmp_path)}
     assert found == {(c, b) for c in results for b in names}
-    from evalengine.analysis.items import read_store
+    from evalengine.analysis.data.items import read_store
 
     alias = {"siqa": "social_iqa"}
     for metric in ("acc", "acc_norm"):

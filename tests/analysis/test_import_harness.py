@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from evalengine.analysis.harness import NAME_PATTERN, Model, identities, model_of
-from evalengine.analysis.panel import load_panel
+from evalengine.analysis.data.panel import load_panel
+from evalengine.analysis.importing.harness import NAME_PATTERN, Model, identities, model_of
 from evalengine.cli import main
 from evalengine.errors import UserError
 

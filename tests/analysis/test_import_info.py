@@ -13,11 +13,11 @@ import pyarrow as pa
 import pytest
 import scipy.stats as st
 
-from evalengine.analysis import noise
-from evalengine.analysis.benchmark_info import About, read_info
-from evalengine.analysis.importing import COLUMNS
-from evalengine.analysis.panel import load_panel
-from evalengine.analysis.spellings import benchmark_name, similar
+from evalengine.analysis.data.panel import load_panel
+from evalengine.analysis.importing.benchmark_info import About, read_info
+from evalengine.analysis.importing.imported import COLUMNS
+from evalengine.analysis.importing.spellings import benchmark_name, similar
+from evalengine.analysis.protocols import noise
 from evalengine.analysis.study import Options, analyse
 from evalengine.benchmarks import BENCHMARKS
 from evalengine.cli import main
@@ -201,7 +201,7 @@ def test_info_of_what_is_not_there(accuracies, tmp_path: Path, capsys: pytest.Ca
 
 def test_results_of_the_version_before(accuracies, tmp_path: Path) -> None:
     """Nine columns, without standard errors, chance and replicates."""
-    from evalengine import sealed
+    from evalengine.store import sealed
 
     file, drawn = accuracies
     folder = imported(tmp_path / "out", file, "--items", "500")

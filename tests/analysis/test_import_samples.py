@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from evalengine import store
-from evalengine.analysis.items import read_store
-from evalengine.analysis.samples import read_samples
+from evalengine.analysis.data.items import read_store
+from evalengine.analysis.importing.samples import read_samples
 from evalengine.cli import main
 from evalengine.errors import UserError
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from evalengine.analysis.importing import MISSING
-from evalengine.analysis.mixtures import imported_mixtures
-from evalengine.analysis.panel import load_panel
+from evalengine.analysis.data.mixtures import imported_mixtures
+from evalengine.analysis.data.panel import load_panel
+from evalengine.analysis.importing.imported import MISSING
 from evalengine.analysis.study import Options, analyse
 from evalengine.cli import main
 
@@ -409,7 +409,7 @@ def test_runs_of_one_mixture(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_a_factor_of_the_mixtures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from evalengine import sealed
+    from evalengine.store import sealed
 
     file = tmp_path / "t.csv"
     file.write_text(SEEDS)

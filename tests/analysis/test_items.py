@@ -12,14 +12,14 @@ import pytest
 from scipy.special import log_softmax, softmax
 
 from evalengine import store
-from evalengine.analysis.calibration_error import (
+from evalengine.analysis.data.items import read_store
+from evalengine.analysis.statistics.calibration_error import (
     debiased_calibration_error,
     expected_calibration_error,
     reliability,
 )
-from evalengine.analysis.items import read_store
 from evalengine.errors import UserError
-from evalengine.metrics import answers, table_answers
+from evalengine.store.metrics import answers, table_answers
 
 WHO = {"checkpoint": "c", "scale": "1B", "mixture": "m", "stage": "pt", "benchmark": "b", "category": "NLI"}
 

@@ -9,7 +9,7 @@ import pytest
 import scipy.optimize as so
 import scipy.stats as st
 
-from evalengine.analysis.latent import latent_r, pooled
+from evalengine.analysis.statistics.latent import latent_r, pooled
 
 NOISE = np.array([[0.3, 0.1], [0.1, 0.2]])
 

@@ -11,8 +11,8 @@ import planted
 import pytest
 
 from evalengine.analysis.figure import Mark, Table
-from evalengine.analysis.latex import escape, tabular
-from evalengine.analysis.report import page, write_latex
+from evalengine.analysis.report.latex import escape, tabular
+from evalengine.analysis.report.report import page, write_latex
 from evalengine.analysis.results import load_results
 from evalengine.cli import main
 

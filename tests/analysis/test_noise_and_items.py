@@ -10,8 +10,12 @@ import planted
 import pytest
 
 from evalengine import store
-from evalengine.analysis import decisions, noise
-from evalengine.analysis.bootstrap import (
+from evalengine.analysis.data.items import averaged
+from evalengine.analysis.data.panel import load_panel
+from evalengine.analysis.estimates.item_bootstrap import GROUPS, item_data, resampled_means
+from evalengine.analysis.protocols import decisions, noise
+from evalengine.analysis.protocols.protocol import Study
+from evalengine.analysis.statistics.bootstrap import (
     Resamples,
     degenerate_share,
     draw_resamples,
@@ -19,12 +23,8 @@ from evalengine.analysis.bootstrap import (
     intervals,
     jackknife_error,
 )
-from evalengine.analysis.correlation import Sample
-from evalengine.analysis.item_bootstrap import GROUPS, item_data, resampled_means
-from evalengine.analysis.items import averaged
-from evalengine.analysis.latent import latent_r, pooled
-from evalengine.analysis.panel import load_panel
-from evalengine.analysis.protocol import Study
+from evalengine.analysis.statistics.correlation import Sample
+from evalengine.analysis.statistics.latent import latent_r, pooled
 from evalengine.analysis.study import Options, analyse, fixed_data
 
 
@@ -204,7 +204,9 @@ def test_items_are_paired_across_checkpoints_and_blocks_do_not_matter(
 ) -> None:
     known = panel.items[0]
     whole = resampled_means([known.correct_KI, known.confidence_KI], 40, 0, np.random.SeedSequence(1))
-    monkeypatch.setattr("evalengine.analysis.item_bootstrap.BLOCK_BYTES", 12 * 200 * 7)  # 7 resamples a block
+    monkeypatch.setattr(
+        "evalengine.analysis.estimates.item_bootstrap.BLOCK_BYTES", 12 * 200 * 7
+    )  # 7 resamples a block
     blocks = resampled_means([known.correct_KI, known.confidence_KI], 40, 0, np.random.SeedSequence(1))
     assert (whole[0] == blocks[0]).all() and (whole[1] == blocks[1]).all()
     twins = np.repeat(known.correct_KI[:1], 2, axis=0)

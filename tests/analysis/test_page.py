@@ -9,11 +9,11 @@ from pathlib import Path
 import planted
 import pytest
 
-from evalengine.analysis import page
+from evalengine.analysis.data.panel import load_panel
 from evalengine.analysis.figure import Intervals, Mark, Table, files, panels
-from evalengine.analysis.panel import load_panel
-from evalengine.analysis.registry import PROTOCOLS
-from evalengine.analysis.report import page as render
+from evalengine.analysis.protocols.registry import PROTOCOLS
+from evalengine.analysis.report import page
+from evalengine.analysis.report.report import page as render
 from evalengine.analysis.results import Results, load_results, p_value, with_interval
 from evalengine.analysis.study import Options, analyse
 

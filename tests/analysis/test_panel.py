@@ -8,8 +8,8 @@ import numpy as np
 import planted
 import pytest
 
+from evalengine.analysis.data.panel import Cell, assemble, choose_stages, load_panel, natural_key, scale_key
 from evalengine.analysis.explain.choices import read_choices
-from evalengine.analysis.panel import Cell, assemble, choose_stages, load_panel, natural_key, scale_key
 from evalengine.errors import UserError
 
 

@@ -13,12 +13,12 @@ import pytest
 import scipy.stats as st
 
 from evalengine.analysis import contrast_coverage, coverage, power
-from evalengine.analysis.bootstrap import resamples
 from evalengine.analysis.coverage import KINDS, coherence_of, mean_of, single, verdict_rates
-from evalengine.analysis.panel import load_panel
+from evalengine.analysis.data.panel import load_panel
+from evalengine.analysis.estimates.tables import rows_of
+from evalengine.analysis.protocols.transfer import transfer
+from evalengine.analysis.statistics.bootstrap import resamples
 from evalengine.analysis.study import Options, analyse, fixed_data
-from evalengine.analysis.tables import rows_of
-from evalengine.analysis.transfer import transfer
 from evalengine.cli import main
 from evalengine.errors import UserError
 

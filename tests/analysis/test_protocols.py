@@ -10,19 +10,25 @@ import scipy.stats as st
 from planted import MIXTURES
 from test_panel import cell
 
-from evalengine.analysis import decisions
-from evalengine.analysis.alignment import alignment
-from evalengine.analysis.bootstrap import draw_resamples, enumerate_resamples
-from evalengine.analysis.coherence import coherence
-from evalengine.analysis.effects import TOGETHER, departure, departures, share_effects, web_source_differences
-from evalengine.analysis.matrices import by_chance, matrices
-from evalengine.analysis.matrices import rows as matrix_rows
-from evalengine.analysis.mixtures import Mixtures, from_sources
-from evalengine.analysis.panel import Cell, Panel, assemble
-from evalengine.analysis.protocol import Study
+from evalengine.analysis.data.mixtures import Mixtures, from_sources
+from evalengine.analysis.data.panel import Cell, Panel, assemble
+from evalengine.analysis.protocols import decisions
+from evalengine.analysis.protocols.alignment import alignment
+from evalengine.analysis.protocols.coherence import coherence
+from evalengine.analysis.protocols.effects import (
+    TOGETHER,
+    departure,
+    departures,
+    share_effects,
+    web_source_differences,
+)
+from evalengine.analysis.protocols.matrices import by_chance, matrices
+from evalengine.analysis.protocols.matrices import rows as matrix_rows
+from evalengine.analysis.protocols.protocol import Study
+from evalengine.analysis.protocols.transfer import category_transfer, transfer
+from evalengine.analysis.protocols.true_regret import TOP1_JUDGED
+from evalengine.analysis.statistics.bootstrap import draw_resamples, enumerate_resamples
 from evalengine.analysis.study import Options, analyse, fixed_data
-from evalengine.analysis.transfer import category_transfer, transfer
-from evalengine.analysis.true_regret import TOP1_JUDGED
 from evalengine.errors import UserError
 
 CATEGORY = {"a1": "Science", "a2": "Science", "a3": "Science", "b1": "NLI", "b2": "NLI", "c1": "Semantic"}
@@ -137,7 +143,7 @@ def test_matrices_in_blocks_are_the_same_rows(setup, monkeypatch: pytest.MonkeyP
     _, data, _ = setup
     study = Study(data, draw_resamples(9, 100, seed=3), Options())
     whole = {(*row[:6], row.contrast): row for row in matrix_rows(study)}
-    monkeypatch.setattr("evalengine.analysis.matrices.BLOCK_BYTES", 4 * 110 * 8)  # four pairs of 15
+    monkeypatch.setattr("evalengine.analysis.protocols.matrices.BLOCK_BYTES", 4 * 110 * 8)  # four pairs of 15
     parts = matrix_rows(study)
     assert len(parts) == len(whole)
     for row in parts:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from test_protocols import make
 
-from evalengine.analysis.mixtures import Mixtures
+from evalengine.analysis.data.mixtures import Mixtures
+from evalengine.analysis.estimates.tables import Row
 from evalengine.analysis.study import Options, analyse, curve_rows
-from evalengine.analysis.tables import Row
 
 KINDS = ("", "bca_", "percentile_", "basic_", "fisher_")
 

@@ -10,19 +10,21 @@ import numpy as np
 import planted
 import pytest
 
-from evalengine import metrics
-from evalengine.analysis import registry, report, study, summary
+from evalengine.analysis import study
 from evalengine.analysis.claims import SUPPORTED, Claim
+from evalengine.analysis.data.items import read_store
+from evalengine.analysis.data.panel import load_panel
+from evalengine.analysis.estimates.groups import Data, Group, Label, Statistic
+from evalengine.analysis.estimates.tables import Row
 from evalengine.analysis.figure import File, Heading, Intervals
-from evalengine.analysis.groups import Data, Group, Label, Statistic
-from evalengine.analysis.items import read_store
-from evalengine.analysis.panel import load_panel
-from evalengine.analysis.protocol import Protocol
+from evalengine.analysis.protocols import registry
+from evalengine.analysis.protocols.protocol import Protocol
+from evalengine.analysis.report import report, summary
 from evalengine.analysis.results import load_results
 from evalengine.analysis.study import Options, analyse
-from evalengine.analysis.tables import Row
 from evalengine.cli import main
 from evalengine.errors import UserError
+from evalengine.store import metrics
 
 
 def gain(data: Data) -> Group:

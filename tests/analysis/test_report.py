@@ -14,15 +14,15 @@ import numpy as np
 import planted
 import pytest
 
-from evalengine.analysis.drawing import svg
+from evalengine.analysis.data.mixtures import from_sources
+from evalengine.analysis.data.panel import load_panel
 from evalengine.analysis.figure import Intervals
-from evalengine.analysis.mixtures import from_sources
-from evalengine.analysis.panel import load_panel
-from evalengine.analysis.report import write_figures, write_latex, write_report
+from evalengine.analysis.report.drawing import svg
+from evalengine.analysis.report.report import write_figures, write_latex, write_report
+from evalengine.analysis.report.style import styled
+from evalengine.analysis.report.summary import summarise
 from evalengine.analysis.results import OTHERS, load_results
 from evalengine.analysis.study import Options, analyse
-from evalengine.analysis.style import styled
-from evalengine.analysis.summary import summarise
 from evalengine.analysis.together import checksums
 from evalengine.benchmarks.catalogue import BENCHMARKS
 from evalengine.cli import main

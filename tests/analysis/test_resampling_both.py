@@ -7,12 +7,12 @@ import planted
 import pytest
 import scipy.stats as st
 
-from evalengine.analysis.bootstrap import count_draws, draw_resamples
-from evalengine.analysis.correlation import Sample, correlate
-from evalengine.analysis.item_bootstrap import item_data
-from evalengine.analysis.panel import Panel, load_panel
+from evalengine.analysis.data.panel import Panel, load_panel
+from evalengine.analysis.estimates.item_bootstrap import item_data
+from evalengine.analysis.protocols.transfer import transfer
+from evalengine.analysis.statistics.bootstrap import count_draws, draw_resamples
+from evalengine.analysis.statistics.correlation import Sample, correlate
 from evalengine.analysis.study import Options, analyse
-from evalengine.analysis.transfer import transfer
 
 OF = {"pearson": st.pearsonr, "spearman": st.spearmanr, "kendall": st.kendalltau}
 COUNT = 150

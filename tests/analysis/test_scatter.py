@@ -9,15 +9,15 @@ import numpy as np
 import planted
 import pytest
 
+from evalengine.analysis.data.mixtures import Mixtures
+from evalengine.analysis.data.panel import load_panel
 from evalengine.analysis.figure import files, panels
-from evalengine.analysis.mixtures import Mixtures
-from evalengine.analysis.noise import from_items
-from evalengine.analysis.panel import load_panel
+from evalengine.analysis.protocols.noise import from_items
+from evalengine.analysis.protocols.scatter import scatters
+from evalengine.analysis.protocols.transfer import shown
+from evalengine.analysis.report.scatter_drawing import labels, place_labels
 from evalengine.analysis.results import load_results
-from evalengine.analysis.scatter import scatters
-from evalengine.analysis.scatter_drawing import labels, place_labels
 from evalengine.analysis.study import Options, analyse
-from evalengine.analysis.transfer import shown
 
 
 @pytest.fixture(scope="module")

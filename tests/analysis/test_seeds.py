@@ -12,12 +12,14 @@ import planted
 import pytest
 
 from evalengine import store
-from evalengine.analysis import noise, power, registry, report
-from evalengine.analysis.bootstrap import draw_resamples, jackknife_t
-from evalengine.analysis.item_bootstrap import item_data
-from evalengine.analysis.latent import pooled
-from evalengine.analysis.panel import Cell, assemble, load_panel
-from evalengine.analysis.seeds import components
+from evalengine.analysis import power
+from evalengine.analysis.data.panel import Cell, assemble, load_panel
+from evalengine.analysis.estimates.item_bootstrap import item_data
+from evalengine.analysis.protocols import noise, registry
+from evalengine.analysis.protocols.seeds import components
+from evalengine.analysis.report import report
+from evalengine.analysis.statistics.bootstrap import draw_resamples, jackknife_t
+from evalengine.analysis.statistics.latent import pooled
 from evalengine.analysis.study import Options, analyse
 from evalengine.cli import main
 from evalengine.errors import UserError

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evalengine.analysis import report
-from evalengine.analysis.panel import Cell, assemble, load_panel
-from evalengine.analysis.stages import pairs
+from evalengine.analysis.data.panel import Cell, assemble, load_panel
+from evalengine.analysis.protocols.stages import pairs
+from evalengine.analysis.protocols.transfer_tests import swap_p
+from evalengine.analysis.report import report
 from evalengine.analysis.study import Options, analyse
-from evalengine.analysis.transfer_tests import swap_p
 from evalengine.cli import main
 from evalengine.errors import UserError
 

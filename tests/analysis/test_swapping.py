@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import scipy.stats as st
 
-from evalengine.analysis.correlation import permuted_p
-from evalengine.analysis.transfer_tests import swap_p
+from evalengine.analysis.protocols.transfer_tests import swap_p
+from evalengine.analysis.statistics.correlation import permuted_p
 
 OF = {
     "pearson": lambda x, y: st.pearsonr(x, y).statistic,

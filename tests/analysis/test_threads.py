@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from evalengine.analysis import threads
+from evalengine.analysis.statistics import threads
 
 
 @pytest.fixture(autouse=True)
@@ -110,8 +110,8 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
 def test_an_analysis_leaves_pytorch_its_threads() -> None:
     code = """
 import numpy as np, torch
-from evalengine.analysis.bootstrap import draw_resamples, intervals
-from evalengine.analysis.correlation import Sample, correlate
+from evalengine.analysis.statistics.bootstrap import draw_resamples, intervals
+from evalengine.analysis.statistics.correlation import Sample, correlate
 torch.set_num_threads(1)
 plan = draw_resamples(9, 2000, 3)
 x = np.random.default_rng(0).normal(size=(4, 9, 1))

@@ -11,14 +11,19 @@ import planted
 import pytest
 import scipy.stats as st
 
-from evalengine.analysis import decisions, noise, true_decisions
-from evalengine.analysis.bootstrap import Resamples, draw_resamples, enumerate_resamples, jackknife_t
-from evalengine.analysis.correlation import Sample
-from evalengine.analysis.latent import latent_r, pooled
-from evalengine.analysis.panel import load_panel
-from evalengine.analysis.protocol import Study
-from evalengine.analysis.report import page
+from evalengine.analysis.data.panel import load_panel
+from evalengine.analysis.protocols import decisions, noise, true_decisions
+from evalengine.analysis.protocols.protocol import Study
+from evalengine.analysis.report.report import page
 from evalengine.analysis.results import load_results
+from evalengine.analysis.statistics.bootstrap import (
+    Resamples,
+    draw_resamples,
+    enumerate_resamples,
+    jackknife_t,
+)
+from evalengine.analysis.statistics.correlation import Sample
+from evalengine.analysis.statistics.latent import latent_r, pooled
 from evalengine.analysis.study import Options, analyse, fixed_data
 
 M = 9

@@ -10,17 +10,17 @@ import planted
 import pytest
 import scipy.stats as st
 
-from evalengine.analysis import noise, true_regret
-from evalengine.analysis.bootstrap import draw_resamples
-from evalengine.analysis.groups import Label, Note
-from evalengine.analysis.noise import ItemNoise, Measured
-from evalengine.analysis.panel import load_panel
-from evalengine.analysis.protocol import Study
-from evalengine.analysis.report import page
+from evalengine.analysis.data.panel import load_panel
+from evalengine.analysis.estimates.groups import Label, Note
+from evalengine.analysis.protocols import noise, true_regret
+from evalengine.analysis.protocols.noise import ItemNoise, Measured
+from evalengine.analysis.protocols.protocol import Study
+from evalengine.analysis.protocols.true_decisions import TABLE, known_noise
+from evalengine.analysis.protocols.true_regret import REGRET, REGRET_JUDGED, TOP1_JUDGED, regret
+from evalengine.analysis.report.report import page
 from evalengine.analysis.results import load_results
+from evalengine.analysis.statistics.bootstrap import draw_resamples
 from evalengine.analysis.study import Options, analyse, fixed_data
-from evalengine.analysis.true_decisions import TABLE, known_noise
-from evalengine.analysis.true_regret import REGRET, REGRET_JUDGED, TOP1_JUDGED, regret
 
 
 def measured(value_2M: np.ndarray, noise_22: np.ndarray) -> Measured:

@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from evalengine.analysis.groups import Label
-from evalengine.analysis.tables import Row, plain_row
-from evalengine.analysis.verdicts import verdicts
+from evalengine.analysis.estimates.groups import Label
+from evalengine.analysis.estimates.tables import Row, plain_row
+from evalengine.analysis.protocols.verdicts import verdicts
 
 
 def row(scale: str, estimate: float, low: float, high: float, q: float, minus: str = "") -> Row:

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from evalengine.encoding import Encoder, Sequences, merge, window_of
+from evalengine.checkpoints.pretrained import text_config
+from evalengine.checkpoints.resolve import discover
 from evalengine.errors import UserError
-from evalengine.pretrained import text_config
-from evalengine.resolve import discover
-from evalengine.torch_backend import DTYPES, TorchBackend
+from evalengine.model.torch_backend import DTYPES, TorchBackend
+from evalengine.plan.encoding import Encoder, Sequences, merge, window_of
 
 FLOAT32 = 1e-3
 HALF = 0.05

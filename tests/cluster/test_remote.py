@@ -15,8 +15,7 @@ import pytest
 
 import evalengine
 from cluster.conftest import files, one_thread, score
-from evalengine import remote, resolve
-from evalengine.checkpoints import TOKENIZER_FILES, tokenizer_files
+from evalengine.checkpoints import TOKENIZER_FILES, remote, resolve, tokenizer_files
 from evalengine.errors import UserError
 
 fsspec = pytest.importorskip("fsspec")

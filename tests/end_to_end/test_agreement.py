@@ -16,9 +16,9 @@ import pytest
 import lm_eval_reference
 import tiny_models
 from evalengine import store
-from evalengine.analysis.items import read_store
+from evalengine.analysis.data.items import read_store
 from evalengine.cli import main
-from evalengine.encoding import Encoder
+from evalengine.plan.encoding import Encoder
 
 CASES = [
     ("llama", "sentencepiece_like"),

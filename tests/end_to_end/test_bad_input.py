@@ -337,7 +337,7 @@ def test_bad_manifests(
 
 
 def test_labels_of_a_manifest_are_kept_as_they_are_written(tmp_path: Path) -> None:
-    from evalengine.resolve import read_manifest
+    from evalengine.checkpoints.resolve import read_manifest
 
     path = tmp_path / "manifest.yaml"
     path.write_text(

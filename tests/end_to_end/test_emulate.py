@@ -21,8 +21,8 @@ import tiny_models
 from evalengine import emulation, store
 from evalengine.checkpoints import Checkpoint
 from evalengine.cli import main
-from evalengine.encoding import Encoder, encode, window_of
 from evalengine.errors import UserError
+from evalengine.plan.encoding import Encoder, encode, window_of
 
 BENCHMARKS = "copa,wic,winogrande"
 BETAS = (0.0, 0.5, 1.0, -1.0)

@@ -19,8 +19,9 @@ import pytest
 
 import evalengine
 import tiny_models
-from evalengine import resolve, runner, store
-from evalengine.analysis.items import read_store
+from evalengine import runner, store
+from evalengine.analysis.data.items import read_store
+from evalengine.checkpoints import resolve
 from evalengine.cli import main
 
 

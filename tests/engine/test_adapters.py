@@ -15,11 +15,11 @@ import torch
 
 import tiny_models
 from evalengine.checkpoints import Checkpoint, fingerprint
-from evalengine.encoding import Sequences
+from evalengine.checkpoints.resolve import discover
 from evalengine.errors import UserError
-from evalengine.resolve import discover
-from evalengine.tokenizer import load_tokenizer
-from evalengine.torch_backend import TorchBackend
+from evalengine.model.torch_backend import TorchBackend
+from evalengine.plan.encoding import Sequences
+from evalengine.plan.tokenizer import load_tokenizer
 
 peft = pytest.importorskip("peft")
 

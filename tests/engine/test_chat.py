@@ -13,13 +13,14 @@ import pytest
 import evalengine
 import lm_eval_reference as reference
 import tiny_models
-from evalengine import chat, plans, store
+from evalengine import store
 from evalengine.benchmarks import BENCHMARKS, Item, ItemSet, load_items
-from evalengine.chat import ChatFormat
+from evalengine.checkpoints.resolve import discover
 from evalengine.cli import main
-from evalengine.encoding import Encoder, encode
 from evalengine.errors import UserError
-from evalengine.resolve import discover
+from evalengine.plan import chat, plans
+from evalengine.plan.chat import ChatFormat
+from evalengine.plan.encoding import Encoder, encode
 
 CHATML = (
     "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -14,12 +14,12 @@ import torch
 from test_torch_backend import backend_for, packs, shared_sequences
 
 import tiny_models
-from evalengine import compiled
+from evalengine.checkpoints.resolve import discover
 from evalengine.cli import main
-from evalengine.encoding import Sequences
 from evalengine.errors import UserError
-from evalengine.resolve import discover
-from evalengine.torch_backend import TorchBackend
+from evalengine.model import compiled
+from evalengine.model.torch_backend import TorchBackend
+from evalengine.plan.encoding import Sequences
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

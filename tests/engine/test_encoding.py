@@ -10,8 +10,8 @@ from lm_eval.api.model import TemplateLM
 
 import tiny_models
 from evalengine.benchmarks import Item, ItemSet
-from evalengine.encoding import Encoder, encode, move_space, window_of
 from evalengine.errors import UserError
+from evalengine.plan.encoding import Encoder, encode, move_space, window_of
 
 KINDS = ("byte_level", "sentencepiece_like")
 PAIRS = [

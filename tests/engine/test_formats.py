@@ -14,8 +14,8 @@ import tiny_models
 from evalengine import store
 from evalengine.benchmarks import BENCHMARKS, Item, ItemSet, formats, load_items
 from evalengine.cli import main
-from evalengine.encoding import Encoder, encode, overlapping
 from evalengine.errors import UserError
+from evalengine.plan.encoding import Encoder, encode, overlapping
 
 FORMATS = {
     "plain": " {choice}",

@@ -8,9 +8,9 @@ import numpy as np
 from test_torch_backend import shared_sequences
 
 import tiny_models
-from evalengine.lockstep import Lockstep, Shift, Wanted
-from evalengine.resolve import discover
-from evalengine.torch_backend import TorchBackend
+from evalengine.checkpoints.resolve import discover
+from evalengine.model.lockstep import Lockstep, Shift, Wanted
+from evalengine.model.torch_backend import TorchBackend
 
 
 def test_own_scores_are_the_same_bytes_where_the_models_run_in_different_ways(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import entr, softmax
 
-from evalengine.metrics import METRICS, Answers, answers
+from evalengine.store.metrics import METRICS, Answers, answers
 
 
 def ragged(items: int, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evalengine import packing
-from evalengine.encoding import Sequences
+from evalengine.plan import packing
+from evalengine.plan.encoding import Sequences
 
 
 def sequences_of(lists: list[list[int]], starts: list[int]) -> Sequences:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import tiny_models
-from evalengine import plans
 from evalengine.benchmarks import BENCHMARKS, load_items
 from evalengine.checkpoints import Checkpoint
+from evalengine.checkpoints.resolve import discover, identify
 from evalengine.errors import UserError
-from evalengine.resolve import discover, identify
+from evalengine.plan import plans
 
 NAMES = ("copa", "arc_easy", "boolq")
 

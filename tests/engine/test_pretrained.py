@@ -14,11 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny_models
-from evalengine import weights
-from evalengine.checkpoints import Checkpoint, fingerprint
+from evalengine.checkpoints import Checkpoint, fingerprint, weights
+from evalengine.checkpoints.pretrained import Loaded, Pretrained
+from evalengine.checkpoints.resolve import discover
 from evalengine.errors import UserError
-from evalengine.pretrained import Loaded, Pretrained
-from evalengine.resolve import discover
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -480,8 +479,8 @@ class Own(LlamaForCausalLM):
 def test_two_checkpoints_that_differ_in_their_code_alone(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    from evalengine.encoding import Sequences
-    from evalengine.torch_backend import TorchBackend
+    from evalengine.model.torch_backend import TorchBackend
+    from evalengine.plan.encoding import Sequences
 
     tokens = torch.arange(3, 40)
     sequences = Sequences.of([tokens.numpy()], [1])

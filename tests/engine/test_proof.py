@@ -15,12 +15,12 @@ import transformers
 from test_torch_backend import backend_for, packs, shared_sequences, truth
 
 import tiny_models
-from evalengine import proof, twin
-from evalengine.encoding import Sequences
+from evalengine.checkpoints.resolve import discover
 from evalengine.errors import UserError
-from evalengine.proof import Mode
-from evalengine.resolve import discover
-from evalengine.torch_backend import TorchBackend
+from evalengine.model import proof, twin
+from evalengine.model.proof import Mode
+from evalengine.model.torch_backend import TorchBackend
+from evalengine.plan.encoding import Sequences
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 400,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from evalengine.metrics import accuracy
+from evalengine.store.metrics import accuracy
 
 
 def test_accuracy_takes_the_first_of_equal_choices() -> None:

@@ -18,10 +18,10 @@ from evalengine import load
 from evalengine.benchmarks import Item, ItemSet
 from evalengine.checkpoints import Checkpoint, tokenizer_files
 from evalengine.cli import main
-from evalengine.encoding import Encoder, encode
 from evalengine.errors import UserError
-from evalengine.plans import load_tokenizer, read_plan, write_plan
-from evalengine.tokenizer import appended
+from evalengine.plan.encoding import Encoder, encode
+from evalengine.plan.plans import load_tokenizer, read_plan, write_plan
+from evalengine.plan.tokenizer import appended
 
 TEXTS = ("Question: Which one isn't it?\nAnswer: the moon, 384,400 km away.", "no", "The sun rises")
 PAIRS = [

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import tiny_models
-from evalengine import packing
-from evalengine.encoding import Sequences
+from evalengine.checkpoints.resolve import discover
 from evalengine.errors import UserError
-from evalengine.resolve import discover
-from evalengine.torch_backend import TorchBackend
+from evalengine.model.torch_backend import TorchBackend
+from evalengine.plan import packing
+from evalengine.plan.encoding import Sequences
 
 TREE = ("llama", "qwen2", "mistral", "gemma2", "gpt2", "gpt_neox", "opt", "granite", "cohere")
 PLAIN = ("bloom", "mamba")
@@ -119,7 +119,7 @@ def test_the_head_that_a_model_keeps_to_itself_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tiny_models.save(tmp_path / "m", "llama")
-    monkeypatch.setattr("evalengine.proof.head_candidates", lambda model: [])
+    monkeypatch.setattr("evalengine.model.proof.head_candidates", lambda model: [])
     sequences = shared_sequences(300)
     backend = backend_for(path)
     assert "output layer" in backend.notes[0]
@@ -202,7 +202,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(tmp_path: Path, monkeypatch:
     np.testing.assert_allclose(backend.score(sequences).loglik, expected, atol=1e-4)
     assert backend.batch_tokens == 200
     assert "ran out of memory" in backend.notes[-1]
-    monkeypatch.setattr("evalengine.torch_backend.out_of_memory", lambda error: True)
+    monkeypatch.setattr("evalengine.model.torch_backend.out_of_memory", lambda error: True)
     backend.batch_tokens = 10
     monkeypatch.setattr(
         backend.model.base_model, "forward", lambda **_: torch.empty(1 << 62, dtype=torch.uint8)

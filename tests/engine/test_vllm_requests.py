@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evalengine.encoding import Sequences
 from evalengine.errors import UserError
+from evalengine.plan.encoding import Sequences
 from evalengine.vllm import engine
 from evalengine.vllm.backend import engine_settings
 from evalengine.vllm.requests import plan

@@ -44,10 +44,14 @@ def readers() -> dict[str, Reader]:
     import pyarrow as pa
     import yaml
 
-    from evalengine import plans, resolve, sealed, store, untrusted, weights
-    from evalengine.analysis import harness, importing, items, mixtures, samples, wide_table
+    from evalengine import store, untrusted
+    from evalengine.analysis.data import items, mixtures
+    from evalengine.analysis.importing import harness, imported, samples, wide_table
     from evalengine.benchmarks import BENCHMARKS, load_items
     from evalengine.benchmarks.custom import read_benchmark
+    from evalengine.checkpoints import resolve, weights
+    from evalengine.plan import plans
+    from evalengine.store import sealed
     from evalengine.training import study
 
     shapes = {"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}
@@ -65,7 +69,7 @@ def readers() -> dict[str, Reader]:
     lm_eval = {"results": {"piqa": {"acc,none": 0.5, "acc_norm,none": 0.6}}, "model_name": "1M-m-pt"}
     sample = {"doc_id": 0, "target": "1", "arguments": [["c", " a"], ["c", " b"]], "acc": 0.0,
               "filtered_resps": [["-1.0", "True"], ["-2.0", "False"]]}  # fmt: skip
-    known = {"piqa": importing.Known("Commonsense", "acc_norm")}
+    known = {"piqa": imported.Known("Commonsense", "acc_norm")}
     names = pa.array(["x"] * 2).dictionary_encode()
     scores = {**dict.fromkeys(store.KEYS, names), "item": ["i", "j"], "gold": [0, 1], "loglik": [[-1.0, -2.0]] * 2,
               "tokens": [[1, 1]] * 2, "chars": [[3, 4]] * 2, "bytes": [[3, 4]] * 2, "greedy": [[True, False]] * 2,
@@ -92,11 +96,11 @@ def readers() -> dict[str, Reader]:
         (path.parent / "config.json").write_text("{}")
         return resolve.discover([path.parent])
 
-    def imported(path: Path) -> Any:
+    def lm_eval_results(path: Path) -> Any:
         model = harness.model_of(path, harness.read_results(path))
         who = harness.identities([model], harness.NAME_PATTERN)[model]
         part = harness.read_lm_eval(path, who, known)
-        importing.write_results(path.parent / "out", importing.combine([part]))
+        imported.write_results(path.parent / "out", imported.combine([part]))
 
     def logged(path: Path) -> Any:
         shutil.rmtree(path.parent / "in", ignore_errors=True)  # other scores would not be replaced
@@ -104,7 +108,7 @@ def readers() -> dict[str, Reader]:
 
     def csv(path: Path) -> Any:
         part = wide_table.read_csv(path, wide_table.WideTable(mixture="m", stage="s"), known)
-        importing.write_results(path.parent / "out", importing.combine([part]))
+        imported.write_results(path.parent / "out", imported.combine([part]))
 
     lines = f"{json.dumps(copa)}\n{json.dumps(copa)}\n".encode()
     return {
@@ -121,7 +125,7 @@ def readers() -> dict[str, Reader]:
         "manifest": Reader("m.yaml", [b"a: {scale: 1M, mixture: m, stage: pt}\n"], resolve.read_manifest),
         "benchmark": Reader("b.yaml", [yaml.safe_dump(own).encode()], read_benchmark),
         "identity": Reader("evalengine.json", [b'{"scale": "1M", "mixture": "m", "stage": "pt"}'], checkpoint),
-        "lm-eval": Reader("results_x.json", [json.dumps(lm_eval).encode()], imported),
+        "lm-eval": Reader("results_x.json", [json.dumps(lm_eval).encode()], lm_eval_results),
         "samples": Reader("samples_piqa_2024-01-01T00-00-00.0.jsonl", [json.dumps(sample).encode()], logged),
         "csv": Reader("table.csv", [b"m,s,piqa,rte\na,pt,0.5,0.1\na,sft,0.7,0.2\n"], csv),
     }  # fmt: skip

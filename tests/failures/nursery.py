@@ -108,8 +108,8 @@ def import_everything() -> None:
 
     import evalengine.analysis.study
     import evalengine.cli.score
+    import evalengine.model.torch_backend
     import evalengine.runner
-    import evalengine.torch_backend
     import evalengine.training.runner  # noqa: F401
     from evalengine.training.state import Place
 

@@ -19,10 +19,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny_models
-from evalengine import checkpoints, plans, sealed, store, weights
-from evalengine.analysis import importing, items, mixtures, panel
-from evalengine.analysis.report import write_report
-from evalengine.tokenizer import load_tokenizer
+from evalengine import checkpoints, store
+from evalengine.analysis.data import items, mixtures, panel
+from evalengine.analysis.importing import imported
+from evalengine.analysis.report.report import write_report
+from evalengine.checkpoints import weights
+from evalengine.plan import plans
+from evalengine.plan.tokenizer import load_tokenizer
+from evalengine.store import sealed
 
 pytestmark = pytest.mark.usefixtures("bounded_memory")
 
@@ -73,13 +77,13 @@ def test_score_tables(place: Path, seed: int, forged: bool) -> None:
 def test_imported_results(place: Path, seed: int, forged: bool) -> None:
     folder = place / "imported"
     good = [
-        importing.Result(
+        imported.Result(
             items.Checkpoint(f"1M-{m}-{s}", "1M", m, s), "piqa", "accuracy", 0.5, 10, 0.1, folder, "acc"
         )
         for m in "abcde"
         for s in ("pt", "sft")
     ]
-    importing.write_results(folder, importing.Imported(good, {"shares": {"web": {"a": 0.5}}}, {}, []))
+    imported.write_results(folder, imported.Imported(good, {"shares": {"web": {"a": 0.5}}}, {}, []))
     content = (folder / "results.arrow").read_bytes()
     bad = damaged(content, seed)
     (folder / "results.arrow").write_bytes(reseal(bad) if forged else bad)
@@ -92,7 +96,7 @@ def test_imported_results(place: Path, seed: int, forged: bool) -> None:
 @given(seed=SEEDS)
 def test_cached_plans(place: Path, seed: int) -> None:
     arrays = [np.arange(4, dtype=np.int32)] * 9
-    from evalengine.encoding import Encoded, Sequences
+    from evalengine.plan.encoding import Encoded, Sequences
 
     plan = Encoded(Sequences(*arrays[:3]), *([None] * (len(Encoded._fields) - 1)))._replace(
         item=["i"], truncated=0, notes=("a note",)

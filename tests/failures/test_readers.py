@@ -21,10 +21,12 @@ from hostile import SEEDS, SOME, bounded, changed, damaged, json_text, refuses_o
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalengine import resolve, store
-from evalengine.analysis import harness, importing, mixtures, samples, wide_table
+from evalengine import store
+from evalengine.analysis.data import mixtures
+from evalengine.analysis.importing import harness, imported, samples, wide_table
 from evalengine.benchmarks import BENCHMARKS, load_items
 from evalengine.benchmarks.custom import read_benchmark
+from evalengine.checkpoints import resolve
 from evalengine.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("bounded_memory")
@@ -212,7 +214,7 @@ LM_EVAL = {"results": {"piqa": {"acc,none": 0.5, "acc_norm,none": 0.6, "acc_norm
            "model_name": "1M-m-pt", "n-samples": {"piqa": {"effective": 100}}}  # fmt: skip
 
 
-KNOWN = {"piqa": importing.Known("Commonsense", "acc_norm")}
+KNOWN = {"piqa": imported.Known("Commonsense", "acc_norm")}
 
 
 @bounded
@@ -226,7 +228,7 @@ def test_lm_eval_results(place: Path, values: list[Any], seed: int, bytewise: bo
         model = harness.model_of(path, harness.read_results(path))
         who = harness.identities([model], harness.NAME_PATTERN)[model]
         part = harness.read_lm_eval(path, who, KNOWN)
-        importing.write_results(place / "out", importing.combine([part]))
+        imported.write_results(place / "out", imported.combine([part]))
 
     refuses_or_reads("lm-eval results", read)
 
@@ -289,7 +291,7 @@ def test_csv(place: Path, values: list[str], seed: int) -> None:
 
     def read() -> None:
         part = wide_table.read_csv(path, how, KNOWN)
-        importing.write_results(place / "out", importing.combine([part]))
+        imported.write_results(place / "out", imported.combine([part]))
 
     refuses_or_reads("CSV", read)
 

@@ -18,13 +18,14 @@ from planted import write_study
 from tiny_study import STUDY
 
 import tiny_models
-from evalengine import console, files, plans, resolve, runner
+from evalengine import console, files, runner
 from evalengine.benchmarks import BENCHMARKS, load_items
-from evalengine.checkpoints import Checkpoint
+from evalengine.checkpoints import Checkpoint, resolve
+from evalengine.checkpoints.pretrained import Loaded, Pretrained
 from evalengine.cli import main
 from evalengine.errors import UserError
-from evalengine.pretrained import Loaded, Pretrained
-from evalengine.torch_backend import TorchBackend
+from evalengine.model.torch_backend import TorchBackend
+from evalengine.plan import plans
 
 
 @pytest.fixture(scope="module")

@@ -11,15 +11,15 @@ import tiny_configs
 import torch
 from torch import Tensor
 
-from evalengine import packing
-from evalengine.device_batch import DeviceBatch, on_device
-from evalengine.encoding import Sequences
-from evalengine.gathered_attention import GatheredAttention
+from evalengine.checkpoints.resolve import discover
 from evalengine.kernels import tree_attention
 from evalengine.kernels.tree_attention import takes
-from evalengine.resolve import discover
-from evalengine.torch_backend import TorchBackend
-from evalengine.tree_attention import UNBOUNDED, window_of
+from evalengine.model.device_batch import DeviceBatch, on_device
+from evalengine.model.gathered_attention import GatheredAttention
+from evalengine.model.torch_backend import TorchBackend
+from evalengine.model.tree_attention import UNBOUNDED, window_of
+from evalengine.plan import packing
+from evalengine.plan.encoding import Sequences
 
 STEM = [1, 2, 3, 4, 5, 6, 7, 8, 9] * 4
 TREES = {
@@ -265,7 +265,7 @@ def test_a_model_scores_the_same(
         return run
 
     monkeypatch.setattr(GatheredAttention, "__call__", counted("gathered", GatheredAttention.__call__))
-    monkeypatch.setattr("evalengine.tree_attention.tree_attention", counted("kernel", tree_attention))
+    monkeypatch.setattr("evalengine.model.tree_attention.tree_attention", counted("kernel", tree_attention))
     attention = backend.forward.attention
     attention.fused = False
     truth = backend.score(sequences)

@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from evalengine import sealed, store
+from evalengine import store
 from evalengine.errors import UserError
+from evalengine.store import sealed
 from evalengine.untrusted import FRAMES
 
 

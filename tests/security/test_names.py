@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from evalengine import checkpoints, resolve
-from evalengine.analysis import harness, samples
+from evalengine import checkpoints
 from evalengine.analysis.figure import file_part
+from evalengine.analysis.importing import harness, samples
 from evalengine.benchmarks.custom import read_benchmark
+from evalengine.checkpoints import resolve
 from evalengine.errors import UserError
 from evalengine.untrusted import check_label, check_name, printable
 
@@ -226,7 +227,7 @@ def test_a_key_of_a_remote_store_cannot_leave_the_working_copy(
 ) -> None:
     """An object store takes any text as a key, `..` as well."""
     fsspec = pytest.importorskip("fsspec")
-    from evalengine import remote
+    from evalengine.checkpoints import remote
 
     monkeypatch.setenv("EVALENGINE_CACHE", str(tmp_path))
     fs = fsspec.filesystem("memory")
@@ -257,7 +258,7 @@ def test_a_pipe_or_a_device_in_place_of_a_file_is_not_read(kind: str, tmp_path: 
 
     import tiny_models
     from evalengine.benchmarks import BENCHMARKS, load_items
-    from evalengine.tokenizer import load_tokenizer
+    from evalengine.plan.tokenizer import load_tokenizer
 
     def odd(path: Path) -> None:
         path.unlink(missing_ok=True)

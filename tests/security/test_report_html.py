@@ -79,7 +79,7 @@ def hostile(value: Any, key: str, names: dict[str, str]) -> Any:
 
 
 def test_every_text_of_a_hostile_study_is_escaped(tables: Path, tmp_path: Path) -> None:
-    from evalengine.analysis.report import write_report
+    from evalengine.analysis.report.report import write_report
 
     plain = write_report(tables, tables).read_text()
     loads_nothing(plain)

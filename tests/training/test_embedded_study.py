@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 import scipy.stats as st
 
+from evalengine.analysis.data.items import read_store
 from evalengine.analysis.embedded_study import chance, reranked, standard_errors
-from evalengine.analysis.items import read_store
 from evalengine.benchmarks import world
 from evalengine.cli import main
 from evalengine.cli.demo import commands, reseeded

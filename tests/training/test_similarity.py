@@ -17,13 +17,13 @@ import pyarrow as pa
 import pytest
 from scipy.special import logsumexp
 
-from evalengine import sealed
 from evalengine.analysis.explain.doses import of_mixtures
 from evalengine.benchmarks import BENCHMARKS, load_items
 from evalengine.benchmarks.definition import Item
 from evalengine.benchmarks.load import ItemSet
 from evalengine.cli import main
 from evalengine.errors import UserError
+from evalengine.store import sealed
 from evalengine.training.contamination import words
 from evalengine.training.exposure import dsir
 from evalengine.training.exposure.chunks import chunks, queries

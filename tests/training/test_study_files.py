@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from evalengine.checkpoints.resolve import NAME
 from evalengine.errors import UserError
 from evalengine.labels import TRAINED, stage_key
-from evalengine.resolve import NAME
 from evalengine.training import plan
 from evalengine.training.job import Job, tokens_of
 from evalengine.training.prepare import prepare, shape_of

@@ -114,7 +114,7 @@ def save(folder: Path, architecture: str, seed: int) -> Path:
 
 def make_sequences() -> Any:
     """Contexts that end on block edges, that are equal, that share a long prefix, that fill the window; 1 to 11 targets."""
-    from evalengine.encoding import Sequences
+    from evalengine.plan.encoding import Sequences
 
     rng = np.random.default_rng(7)
     shared = rng.integers(0, 390, 100)
@@ -167,7 +167,7 @@ def argmax_sequences(folder: Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from evalengine.encoding import Sequences
+    from evalengine.plan.encoding import Sequences
 
     model = AutoModelForCausalLM.from_pretrained(
         folder, attn_implementation="eager", dtype=torch.float32
@@ -193,8 +193,8 @@ def sequences() -> Any:
 
 @pytest.fixture(scope="session")
 def references(tmp_path_factory: pytest.TempPathFactory, sequences: Any) -> dict[tuple[str, int], Reference]:
-    from evalengine.resolve import discover
-    from evalengine.torch_backend import TorchBackend
+    from evalengine.checkpoints.resolve import discover
+    from evalengine.model.torch_backend import TorchBackend
 
     folder = tmp_path_factory.mktemp("checkpoints")
     backend = TorchBackend(device="cpu")

@@ -43,7 +43,7 @@ def test_models_own_output_layer_is_used_where_the_kernel_cannot_serve_it(
 def test_bad_input_is_one_sentence(
     engine: Any, references: Any, sequences: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from evalengine.resolve import discover
+    from evalengine.checkpoints.resolve import discover
 
     source = references["llama", 0].checkpoint.path
     strange = shutil.copytree(source, tmp_path / "strange")

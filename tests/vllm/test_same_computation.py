@@ -13,9 +13,9 @@ import torch
 import tiny_models
 from conftest import config, plain_forward
 from evalengine.checkpoints import Checkpoint
-from evalengine.encoding import Sequences
+from evalengine.checkpoints.resolve import discover
 from evalengine.errors import UserError
-from evalengine.resolve import discover
+from evalengine.plan.encoding import Sequences
 
 VOCABULARY = len(tiny_models.tokenizer("byte_level"))
 

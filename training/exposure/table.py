@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from evalengine import arrow, sealed
+from evalengine import arrow
 from evalengine.errors import UserError
+from evalengine.store import sealed
 from evalengine.untrusted import parse_json
 
 if TYPE_CHECKING:
