@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from evalengine.training import checked
-from evalengine.training.conversations import Example
-from evalengine.training.frontier import loss_sums
-from evalengine.training.model import Decoder
-from evalengine.training.packed import Shuffled, first_fit, lay_out, named
-from evalengine.training.preferences import Candidates
-from evalengine.training.rows import IGNORE, NO_PAIR, Batch, Pairs
-from evalengine.training.state import Place
+from evalengine.training.data.conversations import Example
+from evalengine.training.data.packed import Shuffled, first_fit, lay_out, named
+from evalengine.training.data.preferences import Candidates
+from evalengine.training.data.rows import IGNORE, NO_PAIR, Batch, Pairs
+from evalengine.training.decoder.model import Decoder
+from evalengine.training.fitting.state import Place
+from evalengine.training.selection.frontier import loss_sums
 from evalengine.training.study import Prefer
 
 FORMAT = 1  # moves when the same preferences would give other weights

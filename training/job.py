@@ -8,13 +8,15 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evalengine.training import conversations, dpo, preferences, selections
-from evalengine.training.preferences import Candidates
+from evalengine.training import dpo
+from evalengine.training.data import conversations, preferences
+from evalengine.training.data.preferences import Candidates
+from evalengine.training.data.shards import TokenSource
+from evalengine.training.data.tokenizer import Tokenizer
+from evalengine.training.fitting.state import Place
 from evalengine.training.prepare import Prepared, shape_of, work_folder
-from evalengine.training.shards import TokenSource
-from evalengine.training.state import Place
+from evalengine.training.selection import selections
 from evalengine.training.study import Optimisation, Run, Scale, Study, scorer, settings_of
-from evalengine.training.tokenizer import Tokenizer
 
 FORMAT = 1  # moves when the same study would give other weights
 

@@ -16,15 +16,16 @@ from typing import Any, NamedTuple
 import torch
 
 from evalengine import console
-from evalengine.training import export, preferences
 from evalengine.training.arms import changed
 from evalengine.training.chat import render
-from evalengine.training.conversations import load, read
-from evalengine.training.preferences import size_of
+from evalengine.training.data import preferences
+from evalengine.training.data.conversations import load, read
+from evalengine.training.data.preferences import size_of
+from evalengine.training.data.tokenizer import Tokenizer
+from evalengine.training.decoder import export
 from evalengine.training.prepare import BYTES_PER_TOKEN, conversations_name, shape_of, work_folder
 from evalengine.training.runner import default_jobs, selected
 from evalengine.training.study import Run, Study, settings_of
-from evalengine.training.tokenizer import Tokenizer
 
 # Share of the rate of bare matrix products, on a CPU with tiny models as on a GPU with large ones.
 EFFICIENCY = 0.4

@@ -22,15 +22,16 @@ from evalengine import files as storage
 from evalengine.benchmarks.load import folders_of
 from evalengine.errors import UserError
 from evalengine.store import sealed
-from evalengine.training import arms, contamination, preferences
-from evalengine.training import conversations as sft
-from evalengine.training import tokenizer as tokenizers
+from evalengine.training import arms
 from evalengine.training.checked import crc, read_unchecked, stamp
-from evalengine.training.model import Shape
-from evalengine.training.shards import TokenSource, build, is_complete
-from evalengine.training.sources import check, documents, files, source_key
+from evalengine.training.data import contamination, preferences
+from evalengine.training.data import conversations as sft
+from evalengine.training.data import tokenizer as tokenizers
+from evalengine.training.data.shards import TokenSource, build, is_complete
+from evalengine.training.data.sources import check, documents, files, source_key
+from evalengine.training.data.tokenizer import Tokenizer
+from evalengine.training.decoder.model import Shape
 from evalengine.training.study import ChatSource, Scale, SourceSpec, Study, runs, used_sources
-from evalengine.training.tokenizer import Tokenizer
 
 BYTES_PER_TOKEN = 4  # a rough estimate, for progress bars and plans
 

@@ -22,9 +22,9 @@ from evalengine.cluster import connect
 from evalengine.cluster.pool import Cluster, Pool, need_of
 from evalengine.cluster.schedule import STRIKES
 from evalengine.errors import UserError
-from evalengine.training import export
+from evalengine.training.decoder import export
+from evalengine.training.fitting.loop import Step
 from evalengine.training.job import Job
-from evalengine.training.loop import Step
 from evalengine.training.prepare import work_folder
 from evalengine.training.stages import Result
 from evalengine.training.workers import Board, Message, chains, keep_freed_memory, train_chain, without

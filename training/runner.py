@@ -11,11 +11,12 @@ import torch
 
 from evalengine import files
 from evalengine.errors import UserError
-from evalengine.training import export, selections
+from evalengine.training.decoder import export
+from evalengine.training.fitting.state import Place
 from evalengine.training.job import Job, fingerprint, state_of
 from evalengine.training.prepare import check_data, clear_litter, locked, prepare, work_folder
+from evalengine.training.selection import selections
 from evalengine.training.stages import Result
-from evalengine.training.state import Place
 from evalengine.training.study import Run, Study, needed, runs
 from evalengine.training.workers import run_together, run_workers
 

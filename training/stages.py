@@ -14,16 +14,19 @@ import torch
 
 from evalengine import __version__
 from evalengine.errors import UserError
-from evalengine.training import conversations, dpo, export, preferences, selections
+from evalengine.training import dpo
+from evalengine.training.data import conversations, preferences
+from evalengine.training.data.packed import PackedExamples
+from evalengine.training.data.rows import MixedRows, Stream
+from evalengine.training.data.tokenizer import Tokenizer
+from evalengine.training.decoder import export
+from evalengine.training.decoder.model import Decoder, Shape
+from evalengine.training.fitting.loop import Step, fit, mean_loss
+from evalengine.training.fitting.state import Place
 from evalengine.training.job import Job, fingerprint, selecting, tokens_of
-from evalengine.training.loop import Step, fit, mean_loss
-from evalengine.training.model import Decoder, Shape
-from evalengine.training.packed import PackedExamples
 from evalengine.training.prepare import shape_of, work_folder
-from evalengine.training.rows import MixedRows, Stream
-from evalengine.training.state import Place
+from evalengine.training.selection import selections
 from evalengine.training.study import Run, preferring, scorer
-from evalengine.training.tokenizer import Tokenizer
 
 VALIDATION_ROWS = 8  # of each source
 

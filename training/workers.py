@@ -24,9 +24,9 @@ import torch
 from evalengine import console
 from evalengine.errors import UserError
 from evalengine.files import cores
+from evalengine.training.fitting.loop import Step
+from evalengine.training.fitting.mfu import Utilisation, peak_of
 from evalengine.training.job import Job, tokens_of
-from evalengine.training.loop import Step
-from evalengine.training.mfu import Utilisation, peak_of
 from evalengine.training.stages import Result, train
 from evalengine.training.study import needed
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evalengine.training.model import Shape
+from evalengine.training.decoder.model import Shape
 
 
 class Norm(nn.Module):

@@ -24,12 +24,12 @@ import torch.nn.functional as F
 from evalengine.bench import plain_loop
 from evalengine.bench.harness import Result, Row, alone, medians, peak_memory
 from evalengine.kernels import linear_cross_entropy
-from evalengine.training.loop import fit
-from evalengine.training.mfu import peak_of
-from evalengine.training.model import Decoder, Shape
+from evalengine.training.data.rows import Batch
+from evalengine.training.decoder.model import Decoder, Shape
+from evalengine.training.fitting.loop import fit
+from evalengine.training.fitting.mfu import peak_of
+from evalengine.training.fitting.state import Place
 from evalengine.training.plan import product_rate
-from evalengine.training.rows import Batch
-from evalengine.training.state import Place
 from evalengine.training.study import Pretrain
 from evalengine.training.workers import keep_freed_memory
 

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not know all characters of a path
         sys.stdout.reconfigure(errors="backslashreplace")
     code = run(parser().parse_args(given))
-    parallel = sys.modules.get("evalengine.training.parallel")
+    parallel = sys.modules.get("evalengine.training.fitting.parallel")
     if parallel is not None and parallel.launched():
         parallel.leave(code)
     return code

@@ -156,7 +156,7 @@ def _formats(args: argparse.Namespace) -> int:
     from evalengine.benchmarks import formats
     from evalengine.console import emit_json, say, shown, table
     from evalengine.errors import UserError
-    from evalengine.training.sources import documents
+    from evalengine.training.data.sources import documents
     from evalengine.training.study import load
 
     if args.documents < 1:

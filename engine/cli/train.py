@@ -11,7 +11,7 @@ from evalengine.cli.score import add_ray, cluster, refuse_ray_options
 from evalengine.errors import UserError
 
 if TYPE_CHECKING:
-    from evalengine.training.state import Place
+    from evalengine.training.fitting.state import Place
 
 SHARDS = "under torchrun: ddp copies the model, fsdp shards it (default: fsdp from 500M parameters)"
 CHOICES: dict[str, tuple[tuple[str, str], str]] = {
@@ -56,9 +56,10 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from evalengine import console
-    from evalengine.training import plan, selection_report
+    from evalengine.training import plan
     from evalengine.training import study as studies
     from evalengine.training.runner import run_study
+    from evalengine.training.selection import selection_report
 
     check_jobs(args.jobs)
     if args.flops is not None and not 0 < args.flops < math.inf:
@@ -128,9 +129,9 @@ def _place(args: argparse.Namespace) -> Place:
 
     import torch
 
-    from evalengine.training import parallel
+    from evalengine.training.fitting import parallel
+    from evalengine.training.fitting.state import Place
     from evalengine.training.prepare import work_folder
-    from evalengine.training.state import Place
 
     gpu = torch.cuda.is_available() and args.device != "cpu"
     if args.device == "cuda" and not gpu:

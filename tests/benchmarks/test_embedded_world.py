@@ -15,7 +15,7 @@ from evalengine.benchmarks.world import SOURCES, TIMES, planted
 from evalengine.benchmarks.world_facts import INHERITED, in_training, make_world
 from evalengine.benchmarks.world_items import sentence
 from evalengine.benchmarks.world_text import FLAVORS, SEPARATOR, Writer
-from evalengine.training.contamination import overlap
+from evalengine.training.data.contamination import overlap
 
 
 @pytest.fixture(scope="module")

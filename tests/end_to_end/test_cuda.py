@@ -13,10 +13,10 @@ import torch
 import tiny_models
 from evalengine import store
 from evalengine.cli import main
-from evalengine.training.loop import fit
-from evalengine.training.model import Decoder, Shape
-from evalengine.training.rows import IGNORE, NO_PAIR, Batch, Pairs
-from evalengine.training.state import Place
+from evalengine.training.data.rows import IGNORE, NO_PAIR, Batch, Pairs
+from evalengine.training.decoder.model import Decoder, Shape
+from evalengine.training.fitting.loop import fit
+from evalengine.training.fitting.state import Place
 from evalengine.training.study import Pretrain
 
 pytestmark = pytest.mark.gpu

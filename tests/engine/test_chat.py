@@ -116,10 +116,10 @@ def test_a_template_that_writes_the_messages_alone_gives_the_scores_without_chat
 
 def test_a_scored_reply_is_made_of_the_tokens_it_is_trained_with(small_world: Path, tmp_path: Path) -> None:
     """Our trainer's own tokens of the conversation, up to the end of the choice; the loss begins where scoring begins."""
-    from evalengine.training import tokenizer as tokenizers
     from evalengine.training.chat import Message
-    from evalengine.training.conversations import tokenise
-    from evalengine.training.sources import text_documents
+    from evalengine.training.data import tokenizer as tokenizers
+    from evalengine.training.data.conversations import tokenise
+    from evalengine.training.data.sources import text_documents
 
     ours = tokenizers.train([*text_documents(small_world / "corpora/web_a.txt")], 512, tmp_path)
     path = tiny_models.save(tmp_path / "1M-a-sft")

@@ -111,7 +111,7 @@ def import_everything() -> None:
     import evalengine.model.torch_backend
     import evalengine.runner
     import evalengine.training.runner  # noqa: F401
-    from evalengine.training.state import Place
+    from evalengine.training.fitting.state import Place
 
     forked = multiprocessing.get_context("fork")
     multiprocessing.get_context = lambda method=None: forked  # type: ignore[assignment]

@@ -307,7 +307,7 @@ CHAT = {
 @given(values=SOME, seed=SEEDS, bytewise=st.booleans())
 def test_conversations(place: Path, values: list[Any], seed: int, bytewise: bool) -> None:
     from evalengine.training.chat import render
-    from evalengine.training.conversations import read
+    from evalengine.training.data.conversations import read
     from evalengine.training.study import ChatSource, SftData
 
     text = json_text(changed(CHAT, values, seed)).encode()
@@ -323,7 +323,7 @@ def test_conversations(place: Path, values: list[Any], seed: int, bytewise: bool
 @bounded
 @given(values=SOME, seed=SEEDS, kind=st.sampled_from(["txt", "jsonl", "parquet"]))
 def test_training_text(place: Path, values: list[Any], seed: int, kind: str) -> None:
-    from evalengine.training.sources import documents
+    from evalengine.training.data.sources import documents
     from evalengine.training.study import SourceSpec
 
     path = place / f"text.{kind}"

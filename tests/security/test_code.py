@@ -150,7 +150,7 @@ def test_code_beside_a_checkpoint_does_not_run(
 def test_a_saved_training_state_cannot_carry_code(tmp_path: Path) -> None:
     import torch
 
-    from evalengine.training import state
+    from evalengine.training.fitting import state
 
     torch.save({"model": Bomb(tmp_path / "ran"), "fingerprint": "f"}, tmp_path / "run.pt")
     with pytest.raises(pickle.UnpicklingError):
@@ -160,7 +160,7 @@ def test_a_saved_training_state_cannot_carry_code(tmp_path: Path) -> None:
 
 
 def test_conversations_on_disk_cannot_carry_code(tmp_path: Path) -> None:
-    from evalengine.training.conversations import load
+    from evalengine.training.data.conversations import load
 
     bomb = np.array([Bomb(tmp_path / "ran")], dtype=object)
     np.savez(tmp_path / "c.npz", token=bomb, learned=bomb, start=bomb)

@@ -10,9 +10,9 @@ import yaml
 from tiny_study import STUDY
 
 from evalengine.benchmarks import world
-from evalengine.training import tokenizer as tokenizers
-from evalengine.training.sources import text_documents
-from evalengine.training.tokenizer import Tokenizer
+from evalengine.training.data import tokenizer as tokenizers
+from evalengine.training.data.sources import text_documents
+from evalengine.training.data.tokenizer import Tokenizer
 
 
 @pytest.fixture(autouse=True)

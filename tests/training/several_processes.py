@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from test_training_loop import SETTINGS, SHAPE, Stop, Synthetic
 
-from evalengine.training.loop import fit, mean_loss
-from evalengine.training.model import Decoder
-from evalengine.training.parallel import SINGLE, DataParallel, Group, leave
-from evalengine.training.state import Place
+from evalengine.training.decoder.model import Decoder
+from evalengine.training.fitting.loop import fit, mean_loss
+from evalengine.training.fitting.parallel import SINGLE, DataParallel, Group, leave
+from evalengine.training.fitting.state import Place
 
 STEPS, STOPPED = 6, 4
 LEAN = replace(SETTINGS, micro_rows=2, z_loss=1e-3)

@@ -19,11 +19,11 @@ import pytest
 
 from evalengine.cli import main
 from evalengine.errors import UserError
-from evalengine.training import conversations
 from evalengine.training.arms import ARMS, LABELS, Asked, changed, parse_asked, unmoved
 from evalengine.training.chat import Conversation, Message
-from evalengine.training.conversations import read, tokenise
-from evalengine.training.packed import PackedExamples
+from evalengine.training.data import conversations
+from evalengine.training.data.conversations import read, tokenise
+from evalengine.training.data.packed import PackedExamples
 from evalengine.training.prepare import prepare
 from evalengine.training.study import ChatSource, FineTune, SftData, load, with_stages
 

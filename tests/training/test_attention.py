@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from evalengine.training.attention import BLOCK, DocumentMask, attend, block_mask, document_ids
+from evalengine.training.decoder.attention import BLOCK, DocumentMask, attend, block_mask, document_ids
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, position_BT: Tensor) -> Tensor:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from evalengine.training import checked, contamination
+from evalengine.training import checked
 from evalengine.training.chat import Message
-from evalengine.training.contamination import GRAM, WORD, overlap
-from evalengine.training.conversations import save, tokenise
-from evalengine.training.shards import build
-from evalengine.training.sources import text_documents
+from evalengine.training.data import contamination
+from evalengine.training.data.contamination import GRAM, WORD, overlap
+from evalengine.training.data.conversations import save, tokenise
+from evalengine.training.data.shards import build
+from evalengine.training.data.sources import text_documents
 
 
 def plain(items: list[str], documents: list[str]) -> int:

@@ -11,12 +11,12 @@ import torch
 
 from evalengine.errors import UserError
 from evalengine.training.chat import Conversation, Message
-from evalengine.training.conversations import Example, read, tokenise, within
-from evalengine.training.loop import mean_loss
-from evalengine.training.model import Decoder, Shape
-from evalengine.training.packed import PackedExamples, Shuffled, pack
-from evalengine.training.rows import IGNORE
-from evalengine.training.state import Place
+from evalengine.training.data.conversations import Example, read, tokenise, within
+from evalengine.training.data.packed import PackedExamples, Shuffled, pack
+from evalengine.training.data.rows import IGNORE
+from evalengine.training.decoder.model import Decoder, Shape
+from evalengine.training.fitting.loop import mean_loss
+from evalengine.training.fitting.state import Place
 from evalengine.training.study import ChatSource, FineTune, SftData
 
 SHAPE = Shape(d_model=32, layers=2, heads=1, head_dim=32, ffn=64, vocab=512, context=96)
@@ -56,7 +56,7 @@ def test_packed_loss_is_transformers_loss_of_each_conversation_alone(
     """Labels are -100 except on what the assistant says; each conversation is a batch of its own there."""
     from transformers import AutoModelForCausalLM
 
-    from evalengine.training import export
+    from evalengine.training.decoder import export
 
     model = Decoder(SHAPE).initialise(torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from evalengine.errors import UserError
-from evalengine.training import export
-from evalengine.training.attention import DocumentMask
-from evalengine.training.model import Decoder, Shape
+from evalengine.training.data.rows import IGNORE
+from evalengine.training.decoder import export
+from evalengine.training.decoder.attention import DocumentMask
+from evalengine.training.decoder.model import Decoder, Shape
 from evalengine.training.prepare import shape_of
-from evalengine.training.rows import IGNORE
 from evalengine.training.study import load
 
 SHAPE = Shape(d_model=48, layers=2, heads=3, head_dim=32, ffn=80, vocab=520, context=64)

@@ -21,17 +21,19 @@ from tiny_study import STUDY
 
 from evalengine.cli import main
 from evalengine.errors import UserError
-from evalengine.training import dpo, export, preferences, stages
+from evalengine.training import dpo, stages
 from evalengine.training.chat import Message
+from evalengine.training.data import preferences
+from evalengine.training.data.preferences import Candidates, Question, tokenise
+from evalengine.training.data.rows import IGNORE
+from evalengine.training.decoder import export
+from evalengine.training.decoder.model import Decoder, Shape
 from evalengine.training.dpo import Preferred
+from evalengine.training.fitting.loop import micro_batches
+from evalengine.training.fitting.parallel import Group
+from evalengine.training.fitting.state import Place
 from evalengine.training.job import Job, fingerprint
-from evalengine.training.loop import micro_batches
-from evalengine.training.model import Decoder, Shape
-from evalengine.training.parallel import Group
-from evalengine.training.preferences import Candidates, Question, tokenise
 from evalengine.training.prepare import prepare
-from evalengine.training.rows import IGNORE
-from evalengine.training.state import Place
 from evalengine.training.study import Prefer, Run, load, preferring, with_stages
 
 SHAPE = Shape(d_model=32, layers=2, heads=1, head_dim=32, ffn=64, vocab=512, context=96)

@@ -21,7 +21,7 @@ import pytest
 from evalengine.benchmarks import BENCHMARKS, Item
 from evalengine.cli import main
 from evalengine.errors import UserError
-from evalengine.training.contamination import WORD
+from evalengine.training.data.contamination import WORD
 from evalengine.training.exposure import counting, ngrams, table
 from evalengine.training.exposure.ngrams import LEAST, MOST, K, gather
 from evalengine.training.exposure.words import numbers, vocabulary
@@ -327,9 +327,9 @@ def test_a_study_and_its_files_give_the_same_counts(folder: Path, write_study):
 
 
 def test_token_shards_of_the_study_say_its_tokens(data: Path, write_study, tmp_path: Path):
+    from evalengine.training.data.rows import Stream
+    from evalengine.training.data.shards import TokenSource
     from evalengine.training.prepare import prepare
-    from evalengine.training.rows import Stream
-    from evalengine.training.shards import TokenSource
     from evalengine.training.study import load
 
     named = {"web[1]": {"path": "corpora/web_a.txt"}, "code": {"path": "corpora/code.txt"}}
@@ -368,10 +368,10 @@ def test_a_hub_source_is_read_as_far_as_it_is_trained_on(folder: Path):
 def test_the_study_says_how_far_a_hub_source_is_read(data: Path, write_study, tmp_path: Path):
     """As many documents as its token shards hold; without shards, about the bytes that training needs."""
     pytest.importorskip("datasets")
+    from evalengine.training.data.shards import TokenSource
+    from evalengine.training.data.sources import documents
     from evalengine.training.exposure.expose import of_study
     from evalengine.training.prepare import prepare
-    from evalengine.training.shards import TokenSource
-    from evalengine.training.sources import documents
     from evalengine.training.study import load
 
     texts = list(documents(SourceSpec(path="corpora/web_b.txt"), data, "web"))

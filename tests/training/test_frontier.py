@@ -21,17 +21,18 @@ from tiny_study import STUDY, TORCHRUN
 
 from evalengine.cli import main
 from evalengine.errors import UserError
-from evalengine.training import export, frontier, selection_report, selections
 from evalengine.training.chat import Conversation, Message, render
-from evalengine.training.conversations import Example, tokenise
-from evalengine.training.frontier import between, random_control, scores, turns_of
+from evalengine.training.data.conversations import Example, tokenise
+from evalengine.training.decoder import export
+from evalengine.training.decoder.model import Decoder, Shape
+from evalengine.training.fitting.parallel import Group
+from evalengine.training.fitting.state import Place
 from evalengine.training.job import Job, fingerprint
-from evalengine.training.model import Decoder, Shape
-from evalengine.training.parallel import Group
 from evalengine.training.prepare import prepare
 from evalengine.training.runner import selected
-from evalengine.training.selections import Selection
-from evalengine.training.state import Place
+from evalengine.training.selection import frontier, selection_report, selections
+from evalengine.training.selection.frontier import between, random_control, scores, turns_of
+from evalengine.training.selection.selections import Selection
 from evalengine.training.study import Run, load, needed
 
 SHAPE = Shape(d_model=32, layers=2, heads=1, head_dim=32, ffn=64, vocab=512, context=256)
@@ -281,9 +282,9 @@ def chosen(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_is_fine_tuned_on_what_its_own_model_chose(chosen: Path, data: Path, write_study, capsys):
     study = load(write_study(sft__select=IFD))
     prepared = prepare(study, data, chosen)
-    from evalengine.training import conversations
+    from evalengine.training.data import conversations
+    from evalengine.training.data.tokenizer import Tokenizer
     from evalengine.training.prepare import shape_of
-    from evalengine.training.tokenizer import Tokenizer
 
     tokenizer = Tokenizer(prepared.tokenizer)
     everything = conversations.load(prepared.conversations["kept"])
@@ -329,11 +330,11 @@ def test_the_tables_say_what_was_selected(chosen: Path, write_study, capsys):
 
 def test_the_lower_quantile_of_the_loss_is_what_reach_kept(data: Path, write_study, tmp_path: Path):
     """The mean loss of each conversation alone, the lower half of it, in the file's order."""
-    from evalengine.training import conversations
-    from evalengine.training.loop import mean_loss
-    from evalengine.training.packed import pack
+    from evalengine.training.data import conversations
+    from evalengine.training.data.packed import pack
+    from evalengine.training.data.tokenizer import Tokenizer
+    from evalengine.training.fitting.loop import mean_loss
     from evalengine.training.prepare import shape_of
-    from evalengine.training.tokenizer import Tokenizer
 
     study = load(write_study(sft__select={"score": "loss", "keep": [0, 0.5]}))
     assert train(tmp_path / "study.yaml", data, tmp_path / "out", "--only", "S-m1-*") == 0
@@ -377,9 +378,9 @@ def test_the_choice_is_part_of_the_fingerprint(data: Path, write_study, tmp_path
 
 def test_another_scale_scores(data: Path, write_study, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """S is fine-tuned on what XS chose, under a context of its own; the tables compare the two."""
-    from evalengine.training import conversations
+    from evalengine.training.data import conversations
+    from evalengine.training.data.tokenizer import Tokenizer
     from evalengine.training.prepare import shape_of
-    from evalengine.training.tokenizer import Tokenizer
 
     study = load(write_study(**small(sft__select={**IFD, "by": "XS"})))
     names = [run.name for run in selected(study, "S-m1-sft")]

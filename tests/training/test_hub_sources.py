@@ -11,9 +11,9 @@ import pytest
 
 from evalengine.cli import main
 from evalengine.errors import UserError
-from evalengine.training.conversations import read
-from evalengine.training.shards import build
-from evalengine.training.sources import documents
+from evalengine.training.data.conversations import read
+from evalengine.training.data.shards import build
+from evalengine.training.data.sources import documents
 from evalengine.training.study import ChatSource, SftData, SourceSpec, load
 
 pytest.importorskip("datasets")
@@ -78,7 +78,7 @@ def test_where_keeps_rows_of_one_kind(tmp_path: Path):
 
 
 def test_a_streamed_source_is_tokenised_as_far_as_it_is_needed(tmp_path: Path, tokenizer, monkeypatch):
-    monkeypatch.setattr("evalengine.training.shards.BATCH_CHARS", 500)
+    monkeypatch.setattr("evalengine.training.data.shards.BATCH_CHARS", 500)
     spec = SourceSpec(hub=str(hub_folder(tmp_path / "set", "c", "text", TEXTS)), config="c")
     source = build(tmp_path / "tokens", lambda: documents(spec, None, "s"), tokenizer, limit=400)
     assert 400 <= source.length_M.sum() < 800

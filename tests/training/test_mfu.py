@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from evalengine.training.loop import Step, fit
-from evalengine.training.mfu import Utilisation, peak_flops, peak_of
-from evalengine.training.model import Decoder, Shape
-from evalengine.training.rows import Batch
-from evalengine.training.state import Place
+from evalengine.training.data.rows import Batch
+from evalengine.training.decoder.model import Decoder, Shape
+from evalengine.training.fitting.loop import Step, fit
+from evalengine.training.fitting.mfu import Utilisation, peak_flops, peak_of
+from evalengine.training.fitting.state import Place
 from evalengine.training.study import Pretrain
 
 

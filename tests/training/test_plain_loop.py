@@ -10,10 +10,10 @@ import torch
 
 from evalengine.bench import plain_loop
 from evalengine.bench import training as bench
-from evalengine.training.export import from_llama, to_llama
-from evalengine.training.loop import fit
-from evalengine.training.model import Decoder, Shape
-from evalengine.training.state import Place
+from evalengine.training.decoder.export import from_llama, to_llama
+from evalengine.training.decoder.model import Decoder, Shape
+from evalengine.training.fitting.loop import fit
+from evalengine.training.fitting.state import Place
 from evalengine.training.study import Pretrain
 
 SHAPE = Shape(d_model=64, layers=2, heads=2, head_dim=32, ffn=96, vocab=300, context=32)

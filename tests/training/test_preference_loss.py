@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evalengine.training.preference_loss import preference_loss
-from evalengine.training.rows import IGNORE, Pairs
+from evalengine.training.data.rows import IGNORE, Pairs
+from evalengine.training.decoder.preference_loss import preference_loss
 
 BETA = 0.3
 

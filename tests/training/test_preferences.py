@@ -10,9 +10,18 @@ import pytest
 
 from evalengine.benchmarks.definition import Item
 from evalengine.errors import UserError
-from evalengine.training import preferences
 from evalengine.training.chat import Conversation, Message
-from evalengine.training.preferences import Question, load, of_item, parse, save, size_of, tokenise, within
+from evalengine.training.data import preferences
+from evalengine.training.data.preferences import (
+    Question,
+    load,
+    of_item,
+    parse,
+    save,
+    size_of,
+    tokenise,
+    within,
+)
 from evalengine.training.study import ChatSource, DpoData
 
 ASKED, RIGHT, WRONG = (

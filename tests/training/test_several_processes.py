@@ -12,7 +12,7 @@ import torch
 from several_processes import STEPS, STOPPED, stopped_run, whole_run
 from test_training_loop import losses
 
-from evalengine.training.parallel import SHARD_FROM
+from evalengine.training.fitting.parallel import SHARD_FROM
 from evalengine.training.prepare import shape_of
 from evalengine.training.study import load
 

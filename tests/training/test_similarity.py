@@ -24,7 +24,7 @@ from evalengine.benchmarks.load import ItemSet
 from evalengine.cli import main
 from evalengine.errors import UserError
 from evalengine.store import sealed
-from evalengine.training.contamination import words
+from evalengine.training.data.contamination import words
 from evalengine.training.exposure import dsir
 from evalengine.training.exposure.chunks import chunks, queries
 from evalengine.training.exposure.embedding import wordllama_model

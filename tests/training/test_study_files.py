@@ -10,9 +10,9 @@ from evalengine.checkpoints.resolve import NAME
 from evalengine.errors import UserError
 from evalengine.labels import TRAINED, stage_key
 from evalengine.training import plan
+from evalengine.training.fitting.state import Place
 from evalengine.training.job import Job, tokens_of
 from evalengine.training.prepare import prepare, shape_of
-from evalengine.training.state import Place
 from evalengine.training.study import PARENTS, Run, load, runs, shipped, with_stages
 
 

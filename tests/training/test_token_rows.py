@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalengine.errors import UserError
-from evalengine.training import shards
-from evalengine.training.rows import MixedRows, Stream, interleave
-from evalengine.training.shards import TokenSource, build
-from evalengine.training.sources import check, documents, source_key, text_documents
+from evalengine.training.data import shards
+from evalengine.training.data.rows import MixedRows, Stream, interleave
+from evalengine.training.data.shards import TokenSource, build
+from evalengine.training.data.sources import check, documents, source_key, text_documents
 from evalengine.training.study import SourceSpec
 
 
@@ -66,8 +66,8 @@ def test_a_tokenisation_killed_with_sigkill_goes_on_to_the_same_bytes(
     script.write_text(
         "import json, sys, time\n"
         "from pathlib import Path\n"
-        "from evalengine.training import shards\n"
-        "from evalengine.training.tokenizer import Tokenizer\n"
+        "from evalengine.training.data import shards\n"
+        "from evalengine.training.data.tokenizer import Tokenizer\n"
         "def slowly():\n"
         "    for text in json.loads(Path(sys.argv[1]).read_text()):\n"
         "        time.sleep(float(sys.argv[4]))\n"

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from evalengine.errors import UserError
-from evalengine.training import tokenizer as tokenizers
 from evalengine.training.chat import END, Message, parse, render
-from evalengine.training.conversations import tokenise
-from evalengine.training.shards import build
+from evalengine.training.data import tokenizer as tokenizers
+from evalengine.training.data.conversations import tokenise
+from evalengine.training.data.shards import build
 
 CHATS = [
     [("user", "Where is the cat?"), ("assistant", "In the house.")],
@@ -92,7 +92,7 @@ def test_a_scored_choice_is_made_of_the_tokens_the_answer_was_learned_with(token
 
 
 def test_training_twice_gives_the_same_tokenizer(tokenizer, data: Path, tmp_path: Path):
-    from evalengine.training.sources import text_documents
+    from evalengine.training.data.sources import text_documents
 
     texts = [*text_documents(data / "corpora/web_a.txt"), *text_documents(data / "corpora/code.txt")]
     assert tokenizers.train(texts, 512, tmp_path).hash == tokenizer.hash

@@ -19,11 +19,11 @@ from tiny_study import STUDY, TORCHRUN
 
 from evalengine.cli import main
 from evalengine.errors import UserError
-from evalengine.training import conversations, sources
-from evalengine.training.loop import fit
+from evalengine.training.data import conversations, sources
+from evalengine.training.fitting.loop import fit
+from evalengine.training.fitting.state import Place
 from evalengine.training.prepare import locked, prepare, work_folder
 from evalengine.training.runner import selected
-from evalengine.training.state import Place
 from evalengine.training.study import Run, load, needed, with_stages
 from evalengine.training.workers import death
 

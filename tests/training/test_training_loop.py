@@ -18,11 +18,11 @@ import pytest
 import torch
 
 from evalengine.errors import UserError
-from evalengine.training import loop, state
-from evalengine.training.loop import fit, learning_rate
-from evalengine.training.model import Decoder, Shape
-from evalengine.training.rows import IGNORE, Batch
-from evalengine.training.state import Place
+from evalengine.training.data.rows import IGNORE, Batch
+from evalengine.training.decoder.model import Decoder, Shape
+from evalengine.training.fitting import loop, state
+from evalengine.training.fitting.loop import fit, learning_rate
+from evalengine.training.fitting.state import Place
 from evalengine.training.study import Pretrain
 
 SHAPE = Shape(d_model=32, layers=2, heads=1, head_dim=32, ffn=64, vocab=300, context=32)
@@ -89,7 +89,7 @@ def test_steps_follow_a_plain_loop_in_float64(tmp_path: Path):
 
 
 def loop_mask(batch: Batch):
-    from evalengine.training.attention import DocumentMask
+    from evalengine.training.decoder.attention import DocumentMask
 
     return DocumentMask.from_positions(torch.from_numpy(batch.position_BT))
 
@@ -231,8 +231,8 @@ def test_a_run_killed_with_sigkill_goes_on_with_the_same_bits(tmp_path: Path):
         "import sys, time; from pathlib import Path; import torch\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from test_training_loop import SETTINGS, Synthetic, model\n"
-        "from evalengine.training.loop import fit\n"
-        "from evalengine.training.state import Place\n"
+        "from evalengine.training.fitting.loop import fit\n"
+        "from evalengine.training.fitting.state import Place\n"
         "torch.set_num_threads(1)\n"
         f"here = Path({str(tmp_path)!r})\n"
         "place = Place(state=here / 'state.pt', log=here / 'log', save_every_s=0)\n"

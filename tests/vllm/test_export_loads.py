@@ -18,9 +18,9 @@ LENGTHS = (1, 2, 17, 31, 32, 33, 64, 90)  # around the cache's blocks
 def test_an_export_has_the_trainers_logits(tied: bool, heads: int, head_dim: int, tmp_path: Path) -> None:
     import torch
 
-    from evalengine.training import export
-    from evalengine.training import tokenizer as tokenizers
-    from evalengine.training.model import Decoder, Shape
+    from evalengine.training.data import tokenizer as tokenizers
+    from evalengine.training.decoder import export
+    from evalengine.training.decoder.model import Decoder, Shape
     from evalengine.vllm.engine import prepare
 
     shape = Shape(

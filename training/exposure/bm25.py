@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from evalengine.training.contamination import words
+from evalengine.training.data.contamination import words
 from evalengine.training.exposure.chunks import Chunk, Queries
 
 K1, B = 1.5, 0.75  # the defaults of bm25s

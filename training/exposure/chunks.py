@@ -10,7 +10,7 @@ import numpy as np
 
 from evalengine.benchmarks.load import ItemSet
 from evalengine.errors import UserError
-from evalengine.training.contamination import WORD, words
+from evalengine.training.data.contamination import WORD, words
 from evalengine.training.exposure.table import coded
 
 WORDS = 256

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from evalengine import files
-from evalengine.training import sources
+from evalengine.training.data import sources
 from evalengine.training.exposure.grams import Items
 from evalengine.training.exposure.ngrams import Tally, add, tally, utf8_bytes
 from evalengine.training.study import SourceSpec

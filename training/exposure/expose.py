@@ -13,7 +13,8 @@ import numpy as np
 from evalengine import console, files
 from evalengine.benchmarks import ItemSet, held, load_items, resolve
 from evalengine.errors import UserError
-from evalengine.training import prepare, shards, sources
+from evalengine.training import prepare
+from evalengine.training.data import shards, sources
 from evalengine.training.exposure import table
 from evalengine.training.exposure.counting import Counts, Source, count
 from evalengine.training.exposure.grams import LEAST, MOST, Items, K, gather

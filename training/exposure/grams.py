@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from evalengine.benchmarks import Item
-from evalengine.training.contamination import WORD
+from evalengine.training.data.contamination import WORD
 from evalengine.training.exposure.words import Rows, Vocabulary, numbers, vocabulary
 
 LEAST, MOST = 2, 8

@@ -20,7 +20,7 @@ from evalengine.arrow import array_of
 from evalengine.benchmarks.load import ItemSet
 from evalengine.errors import UserError, nearest
 from evalengine.store import sealed
-from evalengine.training.contamination import words
+from evalengine.training.data.contamination import words
 from evalengine.training.exposure import dsir
 from evalengine.training.exposure.bm25 import K1, B, Bm25, Corpus
 from evalengine.training.exposure.chunks import WORDS, Queries, blocks, chunks, queries

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from evalengine.jit import jit
-from evalengine.training.contamination import WORD
+from evalengine.training.data.contamination import WORD
 
 UNKNOWN = -1
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: Knuth's multiplicative hashing

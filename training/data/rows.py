@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evalengine.training.shards import TokenSource
+from evalengine.training.data.shards import TokenSource
 
 IGNORE = -100  # a target that carries no loss
 NO_PAIR = -1  # the label of such a target

@@ -26,8 +26,8 @@ from evalengine import console, files
 from evalengine.errors import UserError
 from evalengine.training import checked
 from evalengine.training.checked import crc
-from evalengine.training.sources import batches
-from evalengine.training.tokenizer import Tokenizer
+from evalengine.training.data.sources import batches
+from evalengine.training.data.tokenizer import Tokenizer
 
 PIECE = 16_384  # tokens of the longest document
 SHARD = 32 * 2**20  # tokens after which a shard is closed

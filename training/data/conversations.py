@@ -20,9 +20,9 @@ from evalengine.errors import UserError
 from evalengine.files import atomic
 from evalengine.training.arms import Asked, parse_asked
 from evalengine.training.chat import Conversation, Message, Rendered, render
-from evalengine.training.sources import hub_rows
+from evalengine.training.data.sources import hub_rows
+from evalengine.training.data.tokenizer import Tokenizer
 from evalengine.training.study import ChatSource, SftData, SourceSpec
-from evalengine.training.tokenizer import Tokenizer
 
 
 def read(sft: SftData, data: Path | None, seed: int) -> list[Asked]:

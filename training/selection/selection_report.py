@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from evalengine import console, files
-from evalengine.training import export, selections
+from evalengine.training.decoder import export
 from evalengine.training.prepare import work_folder
-from evalengine.training.selections import Selection
+from evalengine.training.selection import selections
+from evalengine.training.selection.selections import Selection
 from evalengine.training.study import Run, Select, Study, runs
 
 FEW = 4  # tokens that carry loss, the closing one among them, of an answer in a word or two

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from evalengine.errors import UserError
-from evalengine.training import state
-from evalengine.training.attention import whole_rows
-from evalengine.training.model import Decoder
-from evalengine.training.parallel import SINGLE, Group, full
-from evalengine.training.rows import IGNORE, MEASURES, NO_PAIR, Batch
-from evalengine.training.state import Place
+from evalengine.training.data.rows import IGNORE, MEASURES, NO_PAIR, Batch
+from evalengine.training.decoder.attention import whole_rows
+from evalengine.training.decoder.model import Decoder
+from evalengine.training.fitting import state
+from evalengine.training.fitting.parallel import SINGLE, Group, full
+from evalengine.training.fitting.state import Place
 from evalengine.training.study import Optimisation
 
 EVALUATED_ROWS = 8  # in one forward without learning

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from evalengine.training.model import Decoder
+    from evalengine.training.decoder.model import Decoder
 
 SHARD_FROM = 500_000_000  # parameters: 8 GB of weights, gradients and moments
 LIMIT = timedelta(days=1)  # of one exchange: the first process alone prepares a corpus while the others wait

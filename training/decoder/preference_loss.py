@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evalengine.kernels import linear_cross_entropy, target_logprobs
-from evalengine.training.rows import IGNORE, Pairs
+from evalengine.training.data.rows import IGNORE, Pairs
 
 
 def preference_loss(

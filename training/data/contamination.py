@@ -20,9 +20,9 @@ from evalengine import console
 from evalengine.benchmarks import BENCHMARKS, benchmarks_in, load_items
 from evalengine.benchmarks.load import data_file
 from evalengine.training import checked
-from evalengine.training.conversations import load
-from evalengine.training.shards import TokenSource
-from evalengine.training.tokenizer import Tokenizer
+from evalengine.training.data.conversations import load
+from evalengine.training.data.shards import TokenSource
+from evalengine.training.data.tokenizer import Tokenizer
 
 GRAM = 13
 READ_TOKENS = 20_000_000  # of each source; a larger one is read so far, and the report says so

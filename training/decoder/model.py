@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from evalengine.kernels import linear_cross_entropy
-from evalengine.training.attention import DocumentMask, attend
-from evalengine.training.preference_loss import preference_loss
-from evalengine.training.rows import IGNORE, Pairs
+from evalengine.training.data.rows import IGNORE, Pairs
+from evalengine.training.decoder.attention import DocumentMask, attend
+from evalengine.training.decoder.preference_loss import preference_loss
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ import numpy as np
 from evalengine.benchmarks import Item
 from evalengine.benchmarks.load import sample
 from evalengine.errors import UserError
-from evalengine.training import conversations
 from evalengine.training.chat import Conversation, Message, Rendered, messages_of, render
-from evalengine.training.conversations import Example, encode, rows_of, train_items
+from evalengine.training.data import conversations
+from evalengine.training.data.conversations import Example, encode, rows_of, train_items
+from evalengine.training.data.tokenizer import Tokenizer
 from evalengine.training.study import ChatSource, DpoData
-from evalengine.training.tokenizer import Tokenizer
 
 Candidates = list[list[Example]]  # of each question, tokenised: the right response, then its others
 

@@ -23,15 +23,15 @@ import torch
 
 from evalengine.errors import UserError
 from evalengine.kernels import target_logprobs
-from evalengine.training.attention import DocumentMask
 from evalengine.training.chat import ROLES, Conversation, Message
-from evalengine.training.conversations import Example, cut, tokenise
-from evalengine.training.loop import autocast
-from evalengine.training.model import Decoder
-from evalengine.training.packed import lay_out
-from evalengine.training.rows import IGNORE
-from evalengine.training.state import Place
-from evalengine.training.tokenizer import Tokenizer
+from evalengine.training.data.conversations import Example, cut, tokenise
+from evalengine.training.data.packed import lay_out
+from evalengine.training.data.rows import IGNORE
+from evalengine.training.data.tokenizer import Tokenizer
+from evalengine.training.decoder.attention import DocumentMask
+from evalengine.training.decoder.model import Decoder
+from evalengine.training.fitting.loop import autocast
+from evalengine.training.fitting.state import Place
 
 BATCH_TOKENS = 8192  # positions in a batch
 GUESS = "Here is a response.\nResponse: {response}\nWhat instruction or question was it given to?"

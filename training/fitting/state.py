@@ -21,11 +21,11 @@ from evalengine import console
 from evalengine.errors import UserError
 from evalengine.files import atomic
 from evalengine.store import sealed
-from evalengine.training.parallel import SINGLE, Group
-from evalengine.training.rows import MEASURES
+from evalengine.training.data.rows import MEASURES
+from evalengine.training.fitting.parallel import SINGLE, Group
 
 if TYPE_CHECKING:
-    from evalengine.training.model import Decoder
+    from evalengine.training.decoder.model import Decoder
 
 KEYS = {"model", "optimiser", "step", "losses", "fingerprint"}
 

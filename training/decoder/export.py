@@ -18,8 +18,8 @@ from evalengine import files
 from evalengine.checkpoints import checksum_of, is_whole
 from evalengine.errors import UserError
 from evalengine.training.checked import crc, read_unchecked
-from evalengine.training.model import Decoder, Shape
-from evalengine.training.tokenizer import Tokenizer
+from evalengine.training.data.tokenizer import Tokenizer
+from evalengine.training.decoder.model import Decoder, Shape
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

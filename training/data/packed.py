@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evalengine.training.conversations import Example
-from evalengine.training.rows import IGNORE, Batch
+from evalengine.training.data.conversations import Example
+from evalengine.training.data.rows import IGNORE, Batch
 from evalengine.training.study import FineTune
 
 

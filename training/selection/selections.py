@@ -18,12 +18,12 @@ import numpy as np
 from evalengine import console
 from evalengine.arrow import array_of, numbers
 from evalengine.store import sealed
-from evalengine.training import frontier
-from evalengine.training.conversations import Example, cut
-from evalengine.training.model import Decoder
-from evalengine.training.state import Place
+from evalengine.training.data.conversations import Example, cut
+from evalengine.training.data.tokenizer import Tokenizer
+from evalengine.training.decoder.model import Decoder
+from evalengine.training.fitting.state import Place
+from evalengine.training.selection import frontier
 from evalengine.training.study import Run, Select
-from evalengine.training.tokenizer import Tokenizer
 
 FORMAT = 1  # moves when the same model would give other scores or another choice: GUESS is part of it
 METADATA = b"selection"

@@ -1,0 +1,1 @@
+"""The decoder (model), its attention and its loss for preferences, and Hugging Face directories of it (export)."""
