@@ -1,2 +1,5 @@
-"""What is trained on: documents (sources), tokenised once (tokenizer, shards) and mixed (rows); conversations and preferences, packed
-into rows (packed); how much of the benchmarks they hold (contamination)."""
+"""What is trained on.
+
+Documents (sources) are tokenised once (tokenizer, shards) and mixed (rows); conversations and preferences are packed into rows
+(packed). contamination says how much of the benchmarks they hold.
+"""
