@@ -6,7 +6,7 @@ import re
 import string
 from functools import partial
 
-from evalengine.benchmarks.definition import Hub, Rendered, Row, define, shared
+from evalengine.benchmarks.definition import Hub, Record, Rendered, define, shared
 
 _define = partial(define, category="Commonsense")
 
@@ -17,7 +17,7 @@ def clean_wikihow(text: str) -> str:
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
 
 
-def hellaswag(row: Row) -> Rendered:
+def hellaswag(row: Record) -> Rendered:
     if row.has("ctx_a") and isinstance(row.fields.get("ctx_b"), str):
         start = f"{row.text('ctx_a')} {row.text('ctx_b').capitalize()}"
     else:
@@ -27,12 +27,12 @@ def hellaswag(row: Row) -> Rendered:
     return shared(context, endings, row.index("label", len(endings)))
 
 
-def piqa(row: Row) -> Rendered:
+def piqa(row: Record) -> Rendered:
     choices = (row.text("sol1"), row.text("sol2"))
     return shared(f"Question: {row.text('goal')}\nAnswer:", choices, row.index("label", 2))
 
 
-def winogrande(row: Row) -> Rendered:
+def winogrande(row: Record) -> Rendered:
     """Each option fills the gap of the context; what follows the gap is scored (partial evaluation)."""
     before, gap, after = row.text("sentence").partition("_")
     if not gap:
@@ -41,7 +41,7 @@ def winogrande(row: Row) -> Rendered:
     return Rendered(contexts, (after.strip(),) * 2, row.index("answer", 2, first=1))
 
 
-def copa(row: Row) -> Rendered:
+def copa(row: Record) -> Rendered:
     links = {"cause": "because", "effect": "therefore"}
     asked = row.text("question")
     if asked not in links:
@@ -51,21 +51,21 @@ def copa(row: Row) -> Rendered:
     return shared(context, choices, row.index("label", 2, names=("choice1", "choice2")))
 
 
-def copa_lm_eval(row: Row) -> Rendered:
+def copa_lm_eval(row: Record) -> Rendered:
     """The reference scores two spaces before a choice, and takes the first of two equal choices as gold."""
     right = copa(row)
     choices = [f" {choice}" for choice in right.choices]
     return shared(right.contexts[0], choices, choices.index(choices[right.gold]))
 
 
-def siqa(row: Row) -> Rendered:
+def siqa(row: Record) -> Rendered:
     choices = (row.text("answerA"), row.text("answerB"), row.text("answerC"))
     return shared(
         f"Q: {row.text('context')} {row.text('question')}\nA:", choices, row.index("label", 3, first=1)
     )
 
 
-def commonsense_qa(row: Row) -> Rendered:
+def commonsense_qa(row: Record) -> Rendered:
     """The letter is scored, after a prompt that lists the choices."""
     texts = row.texts("choices.text")
     letters = string.ascii_uppercase[: len(texts)]
@@ -74,7 +74,7 @@ def commonsense_qa(row: Row) -> Rendered:
     return shared(context, letters, row.position("answerKey", letters))
 
 
-def boolq(row: Row) -> Rendered:
+def boolq(row: Record) -> Rendered:
     label = "answer" if row.has("answer") and not row.has("label") else "label"
     context = f"{row.text('passage')}\nQuestion: {row.text('question')}?\nAnswer:"
     return shared(context, ("no", "yes"), row.index(label, 2, names=("false", "true")))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
 
-from evalengine.benchmarks.definition import Benchmark, Hub, Rendered, Row, Score, shared
+from evalengine.benchmarks.definition import Benchmark, Hub, Record, Rendered, Score, shared
 from evalengine.errors import UserError, nearest
 from evalengine.untrusted import check_label, is_plain, printable, read_yaml
 
@@ -36,7 +36,7 @@ class Template(NamedTuple):
     def fields(self) -> frozenset[str]:
         return frozenset(match[1] for match in _PIECE.finditer(self.text) if match[1])
 
-    def fill(self, row: Row) -> str:
+    def fill(self, row: Record) -> str:
         def text(field: str) -> str:
             value = row.fields.get(field)
             if isinstance(value, float) and not math.isfinite(value):
@@ -60,14 +60,14 @@ class Definition:
     gold: str
     gold_is: str
 
-    def __call__(self, row: Row) -> Rendered:
+    def __call__(self, row: Record) -> Rendered:
         if isinstance(self.choices, str):
             choices = row.texts(self.choices)
         else:
             choices = tuple(template.fill(row) for template in self.choices)
         return shared(self.context.fill(row), choices, self._gold(row, choices))
 
-    def _gold(self, row: Row, choices: tuple[str, ...]) -> int:
+    def _gold(self, row: Record, choices: tuple[str, ...]) -> int:
         if self.gold_is == "letter":
             return row.position(self.gold, string.ascii_uppercase[: len(choices)])
         if self.gold_is == "text":

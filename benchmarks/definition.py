@@ -46,7 +46,7 @@ def shared(context: str, choices: Sequence[str], gold: int) -> Rendered:
     return Rendered((context,) * len(choices), tuple(choices), gold)
 
 
-class Row:
+class Record:
     """One raw record with typed access. `where` (file and line) and the field's name open every error."""
 
     def __init__(self, fields: Mapping[str, Any], where: str) -> None:
@@ -141,7 +141,7 @@ def _kind(value: object) -> str:
     return f"{KINDS.get(type(value), type(value).__name__)} ({shown})"
 
 
-Render = Callable[[Row], Rendered]
+Render = Callable[[Record], Rendered]
 
 
 class Hub(NamedTuple):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from evalengine import console, records
-from evalengine.benchmarks.definition import DELIMITER, Benchmark, Hub, Item, Render, Row, whole
+from evalengine.benchmarks.definition import DELIMITER, Benchmark, Hub, Item, Record, Render, whole
 from evalengine.errors import UserError
 from evalengine.untrusted import is_text, reason
 
@@ -59,7 +59,7 @@ def load_items(
         raise UserError(f"no variant '{variant}': the one there is is called 'lm_eval'")
     check_options(limit, fewshot, seed)
     render = (variant and benchmark.render_lm_eval) or benchmark.render
-    rows: list[Row] = []
+    rows: list[Record] = []
     items: list[Item] = []
     for row in read_rows(benchmark, data):
         rows.append(row)
@@ -106,7 +106,7 @@ def sample(some: list[T], limit: int | None, seed: int) -> list[T]:
     return [some[i] for i in sorted(random.Random(seed).sample(range(len(some)), limit))]
 
 
-def make_item(row: Row, render: Render) -> Item:
+def make_item(row: Record, render: Render) -> Item:
     """One rendered item, still without an id; UserError unless it has two choices or more and one gold."""
     contexts, choices, gold = render(row)
     check_choices(choices, row.where)
@@ -195,7 +195,7 @@ def check_files(benchmarks: Iterable[Benchmark], data: Path) -> list[FileCheck]:
     return checks
 
 
-def read_rows(benchmark: Benchmark, data: Path | None, *, train: bool = False) -> Iterator[Row]:
+def read_rows(benchmark: Benchmark, data: Path | None, *, train: bool = False) -> Iterator[Record]:
     """The raw rows in the data's order, one by one; UserError if there are none to be had."""
     if data is not None:
         check_folder(data)
@@ -225,15 +225,15 @@ def read_rows(benchmark: Benchmark, data: Path | None, *, train: bool = False) -
         raise UserError(f"{source} has no rows: add items or leave {benchmark.name} out")
 
 
-def _rows(path: Path) -> Iterator[Row]:
+def _rows(path: Path) -> Iterator[Record]:
     found = records.parquet(path, most=records.Most()) if path.suffix == ".parquet" else records.jsonl(path)
     for where, fields in found:
         if not isinstance(fields, dict):
             raise UserError(f"{where}: expected a JSON object, got {type(fields).__name__}; fix the row")
-        yield Row(fields, where)
+        yield Record(fields, where)
 
 
-def _hub_rows(hub: Hub) -> Iterator[Row]:
+def _hub_rows(hub: Hub) -> Iterator[Record]:
     try:
         import datasets
     except ImportError:
@@ -250,7 +250,7 @@ def _hub_rows(hub: Hub) -> Iterator[Row]:
             f"cannot read {named} from the Hugging Face hub ({type(error).__name__}: {reason(error)}): "
             "check the network or pass --data DIR"
         ) from error
-    yield from (Row(fields, f"{named} on the hub, row {number}") for number, fields in enumerate(found, 1))
+    yield from (Record(fields, f"{named} on the hub, row {number}") for number, fields in enumerate(found, 1))
 
 
 def _examples(
@@ -278,7 +278,7 @@ def _examples(
     return random.Random(seed).sample(others, count)
 
 
-def _solved(row: Row, render: Render) -> str:
+def _solved(row: Record, render: Render) -> str:
     item = make_item(row, render)
     return item.contexts[item.gold] + item.continuations[item.gold]
 
@@ -288,7 +288,7 @@ def text_key(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _unique_ids(benchmark: Benchmark, rows: Sequence[Row], canonical: Sequence[bytes]) -> list[str]:
+def _unique_ids(benchmark: Benchmark, rows: Sequence[Record], canonical: Sequence[bytes]) -> list[str]:
     ids: list[str] = []
     seen: dict[str, int] = {}
     fields = (benchmark.id_field,) if benchmark.id_field else ID_FIELDS
@@ -305,7 +305,7 @@ def _unique_ids(benchmark: Benchmark, rows: Sequence[Row], canonical: Sequence[b
     return ids
 
 
-def _id(row: Row, own: Any) -> str:
+def _id(row: Record, own: Any) -> str:
     if isinstance(own, Mapping):  # multirc: paragraph, question, answer
         own = "-".join(str(whole(part)) for part in own.values())
     if isinstance(own, list | tuple | bytes):

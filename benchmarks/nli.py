@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 
-from evalengine.benchmarks.definition import Hub, Rendered, Row, define, shared
+from evalengine.benchmarks.definition import Hub, Record, Rendered, define, shared
 
 _define = partial(define, category="NLI")
 
 
-def mnli(row: Row) -> Rendered:
+def mnli(row: Record) -> Rendered:
     hypothesis = row.text("hypothesis").strip()
     hypothesis += "" if hypothesis.endswith(".") else "."
     context = f"{row.text('premise')}\nQuestion: {hypothesis} True, False or Neither?\nAnswer:"
@@ -17,7 +17,7 @@ def mnli(row: Row) -> Rendered:
     return shared(context, ("True", "Neither", "False"), gold)
 
 
-def qnli(row: Row) -> Rendered:
+def qnli(row: Record) -> Rendered:
     context = (
         f"{row.text('question')}\n{row.text('sentence')}\n"
         "Question: Does this response answer the question?\nAnswer:"
@@ -25,12 +25,12 @@ def qnli(row: Row) -> Rendered:
     return shared(context, ("yes", "no"), row.index("label", 2, names=("entailment", "not_entailment")))
 
 
-def rte(row: Row) -> Rendered:
+def rte(row: Record) -> Rendered:
     context = f"{row.text('sentence1')}\nQuestion: {row.text('sentence2')} True or False?\nAnswer:"
     return shared(context, ("True", "False"), row.index("label", 2, names=("entailment", "not_entailment")))
 
 
-def cb(row: Row) -> Rendered:
+def cb(row: Record) -> Rendered:
     context = f"{row.text('premise')}\nQuestion: {row.text('hypothesis')}. True, False, or Neither?\nAnswer:"
     gold = row.index("label", 3, names=("entailment", "contradiction", "neutral"))
     return shared(context, ("True", "False", "Neither"), gold)

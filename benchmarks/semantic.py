@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from functools import partial
 
-from evalengine.benchmarks.definition import Hub, Rendered, Row, define, shared
+from evalengine.benchmarks.definition import Hub, Record, Rendered, define, shared
 
 _define = partial(define, category="Semantic")
 NO_YES = ("no", "yes")
 TRUTH = ("false", "true")
 
 
-def qqp(row: Row) -> Rendered:
+def qqp(row: Record) -> Rendered:
     context = (
         f"Question 1: {row.text('question1')}\nQuestion 2: {row.text('question2')}\n"
         "Question: Do both questions ask the same thing?\nAnswer:"
@@ -20,7 +20,7 @@ def qqp(row: Row) -> Rendered:
     return shared(context, NO_YES, row.index("label", 2, names=("not_duplicate", "duplicate")))
 
 
-def mrpc(row: Row) -> Rendered:
+def mrpc(row: Record) -> Rendered:
     context = (
         f"Sentence 1: {row.text('sentence1')}\nSentence 2: {row.text('sentence2')}\n"
         "Question: Do both sentences mean the same thing?\nAnswer:"
@@ -28,7 +28,7 @@ def mrpc(row: Row) -> Rendered:
     return shared(context, NO_YES, row.index("label", 2, names=("not_equivalent", "equivalent")))
 
 
-def wic(row: Row) -> Rendered:
+def wic(row: Record) -> Rendered:
     sentence = row.text("sentence1")
     start = row.integer("start1", 0, len(sentence) - 1)
     word = sentence[start : row.integer("end1", start + 1, len(sentence))]
@@ -46,7 +46,7 @@ def detokenise(text: str) -> str:
     return re.sub(r" (['.,])", r"\1", text)
 
 
-def wsc(row: Row) -> Rendered:
+def wsc(row: Record) -> Rendered:
     """Marks the pronoun in the passage; `span2_index` counts words."""
     passage, pronoun, noun = row.text("text"), row.text("span2_text"), row.text("span1_text")
     words = passage.split()
@@ -60,13 +60,13 @@ def wsc(row: Row) -> Rendered:
     return shared(context, NO_YES, row.index("label", 2, names=TRUTH))
 
 
-def multirc(row: Row) -> Rendered:
+def multirc(row: Record) -> Rendered:
     choices = [f"{row.text('answer')}\nIs the answer correct? {verdict}" for verdict in ("yes", "no")]
     correct = row.index("label", 2, names=TRUTH)
     return shared(f"{row.text('paragraph')}\nQuestion: {row.text('question')}\nAnswer:", choices, 1 - correct)
 
 
-def multirc_lm_eval(row: Row) -> Rendered:
+def multirc_lm_eval(row: Record) -> Rendered:
     """The reference takes the label for the index of the choice, so that label 1, correct, means "no"."""
     right = multirc(row)
     return right._replace(gold=1 - right.gold)

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 from evalengine import files
 from evalengine.benchmarks.catalogue import BENCHMARKS
-from evalengine.benchmarks.definition import Row
+from evalengine.benchmarks.definition import Record
 from evalengine.benchmarks.world_facts import ANIMAL, Fact, World, invented, make_world
 from evalengine.benchmarks.world_items import MAKERS, Fields, challenge, distinct_rows
 from evalengine.benchmarks.world_text import FLAVORS, SEPARATOR, Writer, conversation
@@ -103,7 +103,7 @@ def rendered(rows: dict[str, list[Fields]]) -> Iterable[str]:
     """Every item as a model reads it: its context and its right choice."""
     for name, some in rows.items():
         for row in some:
-            item = BENCHMARKS[name].render(Row(row, name))
+            item = BENCHMARKS[name].render(Record(row, name))
             yield f"{item.contexts[item.gold]} {item.choices[item.gold]}"
 
 

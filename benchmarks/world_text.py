@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from evalengine.benchmarks import world_items as items
 from evalengine.benchmarks import world_words as words
 from evalengine.benchmarks.catalogue import BENCHMARKS
-from evalengine.benchmarks.definition import Row
+from evalengine.benchmarks.definition import Record
 from evalengine.benchmarks.world_facts import INHERITED, Fact, World, combination, frequent
 from evalengine.benchmarks.world_items import Fields, capital, sentence
 
@@ -103,7 +103,7 @@ class Posed(NamedTuple):
 
 def posed(name: str, row: Fields) -> Posed:
     """A row nearly as its benchmark asks it: context and right answer, with the words after the item's own changed."""
-    item = BENCHMARKS[name].render(Row(row, name))
+    item = BENCHMARKS[name].render(Record(row, name))
     asked, choices = item.contexts[item.gold], item.choices
     if name == "multirc":  # its choices repeat the answer before the verdict
         shown = choices[0].rsplit(" ", 1)[0]

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from evalengine.checkpoints import Checkpoint
 from evalengine.errors import UserError
-from evalengine.groups import Emulated, Group
+from evalengine.groups import CheckpointGroup, Emulated
 from evalengine.labels import natural_key, scale_key
 from evalengine.untrusted import check_name
 
@@ -43,7 +43,7 @@ def parse_betas(text: str) -> tuple[float, ...]:
     return betas
 
 
-def of_three(base: Checkpoint, tuned: Checkpoint, ref: Checkpoint, betas: Sequence[float]) -> Group:
+def of_three(base: Checkpoint, tuned: Checkpoint, ref: Checkpoint, betas: Sequence[float]) -> CheckpointGroup:
     """The group of three checkpoints that the user names."""
     if tuned.name == ref.name:
         raise UserError(f"--tuned and --ref are both {ref.name}: their difference is nothing to shift by")
@@ -51,7 +51,7 @@ def of_three(base: Checkpoint, tuned: Checkpoint, ref: Checkpoint, betas: Sequen
     place = {name: i for i, name in enumerate(members)}
     whose = (place[base.name], place[tuned.name], place[ref.name])
     name = f"{base.name}+{tuned.name}-{ref.name}"
-    return Group(tuple(members.values()), _dial(name, *whose, betas))
+    return CheckpointGroup(tuple(members.values()), _dial(name, *whose, betas))
 
 
 def groups_of(
@@ -60,7 +60,7 @@ def groups_of(
     directions: Sequence[str] = DIRECTIONS,
     scales: Sequence[str] | None = None,
     stages: Sequence[str] = ("pt", "sft"),
-) -> tuple[list[Group], list[str]]:
+) -> tuple[list[CheckpointGroup], list[str]]:
     """A group for each mixture (and seed), and notes on what is left out: a mixture that lacks what the directions need is a
     group whose checkpoints all fail.
 
@@ -106,7 +106,7 @@ def groups_of(
             base, tuned, ref = (0 if lacks else there.index(place) for place in roles[direction])
             name = f"{roles[direction][0][0]}-{mixture}{seeded and '-seed' + seeded}"
             emulated += _dial(name, base, tuned, ref, betas)
-        groups.append(Group(tuple(run[place] for place in there), tuple(emulated), lacks))
+        groups.append(CheckpointGroup(tuple(run[place] for place in there), tuple(emulated), lacks))
     if all(group.lacks for group in groups):
         raise UserError(
             f"no mixture is whole, so nothing can be emulated: {notes[0] if notes else 'no checkpoints'}"

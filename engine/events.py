@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from evalengine.checkpoints import Checkpoint
     from evalengine.console import Progress
-    from evalengine.resume import Named, Options
+    from evalengine.resume import Named, ScoreOptions
 
 
 class Doing(NamedTuple):
@@ -132,7 +132,7 @@ class Outcomes:
         """In the order of the checkpoints."""
         return list(self._of.values())
 
-    def record(self, backend: Named, options: Options) -> dict[str, Any]:
+    def record(self, backend: Named, options: ScoreOptions) -> dict[str, Any]:
         """The run, as the store keeps it."""
         return {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -55,7 +55,7 @@ class Wanted(NamedTuple):
     shifts: tuple[Shift, ...]
 
 
-class Group(NamedTuple):
+class CheckpointGroup(NamedTuple):
     """Checkpoints that stay loaded together, and what is emulated with them."""
 
     members: tuple[Checkpoint, ...]
@@ -105,7 +105,9 @@ class Group(NamedTuple):
         return planner.vocabulary(self.members[0]) if self.emulated else 0
 
 
-def pending_of(group: Group, asked: Asked, models: Named, planner: Planner, emit: Emit) -> dict[str, Tasks]:
+def pending_of(
+    group: CheckpointGroup, asked: Asked, models: Named, planner: Planner, emit: Emit
+) -> dict[str, Tasks]:
     """What the store lacks of an identified group, by benchmark. Raises UserError."""
     more: list[dict[str, str]] = [{}] * len(group.members) + [group.metadata(one) for one in group.emulated]
     pending: dict[str, Tasks] = {}
@@ -142,7 +144,12 @@ def begin(checkpoint: Checkpoint, decision: Decision, emit: Emit) -> None:
 
 
 def keep(
-    group: Group, tasks: Tasks, encoded: Encoded, found: Sequence[Scores], notes: Sequence[str], emit: Emit
+    group: CheckpointGroup,
+    tasks: Tasks,
+    encoded: Encoded,
+    found: Sequence[Scores],
+    notes: Sequence[str],
+    emit: Emit,
 ) -> None:
     """Writes the files of a benchmark: the scores that `group.wanted` asked for. Raises UserError where one is not finite."""
     every = group.every
@@ -155,7 +162,7 @@ def keep(
         emit(events.Noted(checkpoint.name, (*encoded.notes, *notes)))  # such as that memory ran out
 
 
-def one_language(group: Group, planner: Planner, item_sets: Iterable[ItemSet]) -> None:
+def one_language(group: CheckpointGroup, planner: Planner, item_sets: Iterable[ItemSet]) -> None:
     """Raises UserError unless all members have one window and cut these benchmarks into the same tokens.
 
     Tokenizers may differ in their files, as those of a base and a chat model do, if neither their vocabularies nor what they make

@@ -26,7 +26,7 @@ class Named(Protocol):
 
 
 @dataclass(frozen=True)
-class Options:
+class ScoreOptions:
     """What a run scores. Two runs with equal options may share a store."""
 
     data: Path | None = None
@@ -60,7 +60,7 @@ class Asked(NamedTuple):
 
     item_sets: Sequence[tuple[ItemSet, str]]  # each with the name of its default score
     out: Path
-    options: Options
+    options: ScoreOptions
 
 
 # Metadata that the user's options decide: a file that differs in one of them is not replaced. One that differs in the others

@@ -29,10 +29,10 @@ from evalengine.checkpoints import check_unchanged, reading
 from evalengine.checkpoints.resolve import ReadAhead
 from evalengine.errors import UserError
 from evalengine.events import Display, Emit, Outcome, Outcomes, to_all
-from evalengine.groups import Group, keep, pending_of
+from evalengine.groups import CheckpointGroup, keep, pending_of
 from evalengine.plan.encoding import Encoded, OnProgress, Sequences, SequenceTooLarge
 from evalengine.plan.plans import Planner
-from evalengine.resume import Asked, Options
+from evalengine.resume import Asked, ScoreOptions
 from evalengine.untrusted import reason
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 
 def run(
-    groups: Sequence[Group], asked: Asked, models: Models, on_event: Emit = lambda event: None
+    groups: Sequence[CheckpointGroup], asked: Asked, models: Models, on_event: Emit = lambda event: None
 ) -> list[Outcome]:
     """Scores the members of every group and what is emulated with them: what the store does not hold yet.
 
@@ -64,7 +64,7 @@ def run(
     return outcomes.all()
 
 
-def _score(group: Group, asked: Asked, models: Models, planner: Planner, emit: Emit) -> None:
+def _score(group: CheckpointGroup, asked: Asked, models: Models, planner: Planner, emit: Emit) -> None:
     """Scores and stores what an identified group lacks. Raises UserError; what is done by then is stored."""
     pending = pending_of(group, asked, models, planner, emit)
     if not pending:
@@ -96,8 +96,8 @@ def _score(group: Group, asked: Asked, models: Models, planner: Planner, emit: E
 
 @contextlib.contextmanager
 def followed(
-    groups: Sequence[Group], asked: Asked, on_event: Emit
-) -> Iterator[tuple[list[Group], Outcomes, Emit, console.Progress]]:
+    groups: Sequence[CheckpointGroup], asked: Asked, on_event: Emit
+) -> Iterator[tuple[list[CheckpointGroup], Outcomes, Emit, console.Progress]]:
     """Groups that can be scored, what becomes of all checkpoints, who is told of it, and the line of progress.
 
     Those of a group that lacks something have failed.
@@ -114,7 +114,7 @@ def followed(
 
 
 @contextlib.contextmanager
-def finished(group: Group, emit: Emit) -> Iterator[None]:
+def finished(group: CheckpointGroup, emit: Emit) -> Iterator[None]:
     """A group's turn: what is raised in it is the group's failure."""
     started = time.monotonic()
     try:
@@ -128,12 +128,12 @@ def finished(group: Group, emit: Emit) -> Iterator[None]:
     finish(group, time.monotonic() - started, emit)
 
 
-def fail(group: Group, why: str, emit: Emit) -> None:
+def fail(group: CheckpointGroup, why: str, emit: Emit) -> None:
     for one in group.every:
         emit(events.Failed(one.name, why))
 
 
-def finish(group: Group, seconds: float, emit: Emit) -> None:
+def finish(group: CheckpointGroup, seconds: float, emit: Emit) -> None:
     """A group is done, after seconds that its checkpoints share."""
     every = group.every
     for one in every:
@@ -158,7 +158,7 @@ def scores_of(
 
 
 def load_item_sets(
-    benchmarks: Sequence[Benchmark], options: Options, more: Sequence[tuple[ItemSet, str]] = ()
+    benchmarks: Sequence[Benchmark], options: ScoreOptions, more: Sequence[tuple[ItemSet, str]] = ()
 ) -> list[tuple[ItemSet, str]]:
     """The items of every benchmark with the name of its default score; `more` behind them."""
     from evalengine.benchmarks import load_items

@@ -5,13 +5,13 @@ first CUDA call.
 """
 
 from evalengine.kernels.emulated_logprobs import EmulatedLogprobs, emulated_logprobs
-from evalengine.kernels.head import Head, Rows, TargetLogprobs
+from evalengine.kernels.head import Head, HeadedRows, TargetLogprobs
 from evalengine.kernels.linear_cross_entropy import linear_cross_entropy
 from evalengine.kernels.logits_logprobs import logits_logprobs
 from evalengine.kernels.target_logprobs import target_logprobs
 from evalengine.kernels.tree_attention import Tree, tree_attention
 
 __all__ = [
-    "EmulatedLogprobs", "Head", "Rows", "TargetLogprobs", "Tree", "emulated_logprobs", "linear_cross_entropy", "logits_logprobs",
-    "target_logprobs", "tree_attention",
+    "EmulatedLogprobs", "Head", "HeadedRows", "TargetLogprobs", "Tree", "emulated_logprobs", "linear_cross_entropy",
+    "logits_logprobs", "target_logprobs", "tree_attention",
 ]  # fmt: skip

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from evalengine.kernels.cpu import head_logits, score_rows, wide
-from evalengine.kernels.head import Rows, check_head, check_targets
+from evalengine.kernels.head import HeadedRows, check_head, check_targets
 from evalengine.kernels.target_logprobs import vectorised
 
 
@@ -40,9 +40,9 @@ class EmulatedLogprobs(NamedTuple):
 
 @torch.no_grad()
 def emulated_logprobs(
-    base: Rows,
-    tuned: Rows,
-    ref: Rows,
+    base: HeadedRows,
+    tuned: HeadedRows,
+    ref: HeadedRows,
     betas: Sequence[float],
     row_T: Tensor,  # row of each target, int32 or int64
     token_T: Tensor,  # token of each target, likewise

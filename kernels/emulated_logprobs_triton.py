@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from evalengine.kernels.head import Rows
+from evalengine.kernels.head import HeadedRows
 from evalengine.kernels.targets_triton import TARGET_WARPS, store_tile, target_constants, target_kernel
 from evalengine.kernels.triton_common import Spec, copied, dot_product, logit, moved, tile_logits, totals
 
@@ -93,7 +93,7 @@ def _logit_kernel(
 
 
 def emulated_logprobs_triton(
-    models: Sequence[Rows],  # base, tuned, ref
+    models: Sequence[HeadedRows],  # base, tuned, ref
     betas: Sequence[float],
     row_T: Tensor,
     token_T: Tensor,

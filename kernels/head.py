@@ -22,7 +22,7 @@ class Head(NamedTuple):
     softcap: float | None = None
 
 
-class Rows(NamedTuple):
+class HeadedRows(NamedTuple):
     """Hidden states of scored rows (N, D), and the head that makes logits of them."""
 
     h_ND: Tensor

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from evalengine.kernels.cpu import slices
-from evalengine.kernels.head import Head, Rows
+from evalengine.kernels.head import Head, HeadedRows
 from evalengine.kernels.simd import F32, F64, I8, I32, I64, LANES, PAIRS, VECTOR, VF, VI, Code, Program, Value
 
 ROWS = 64  # of a unit: four vectors
@@ -45,7 +45,7 @@ SHARED = (
 MODEL = ("h", "stride_h", "w", "stride_w", "steps", "transformed", "bias", "stride_bias", "options")
 
 
-class Model(NamedTuple):
+class ModelTensors(NamedTuple):
     """What a program reads of a model. The tensors must outlive its runs, which get their addresses."""
 
     h_ND: Tensor  # rows of a whole number of words
@@ -73,14 +73,14 @@ class Model(NamedTuple):
 
 def target_logprobs_simd(h_ND: Tensor, head: Head, row_T: Tensor, token_T: Tensor) -> tuple[Tensor, Tensor]:
     """(logprob_T float32, greedy_T bool) of checked arguments; see `target_logprobs.vectorised`."""
-    models = [Rows(h_ND, head)]
+    models = [HeadedRows(h_ND, head)]
     logprob_1T, greedy_1T = emulated_logprobs_simd(models, (0.0,), row_T, token_T, len(head.w_VD))
     return logprob_1T[0], greedy_1T[0]
 
 
 @torch.no_grad()
 def emulated_logprobs_simd(
-    models: Sequence[Rows],  # base, tuned, ref; or a single one, whose only beta is not looked at
+    models: Sequence[HeadedRows],  # base, tuned, ref; or a single one, whose only beta is not looked at
     betas: Sequence[float],
     row_T: Tensor,
     token_T: Tensor,
@@ -109,11 +109,11 @@ def emulated_logprobs_simd(
     return logprob_BT, greedy_BT
 
 
-def _read(rows: Rows) -> Model:
+def _read(rows: HeadedRows) -> ModelTensors:
     h_ND, (w_VD, bias_V, scale, softcap) = rows
     if w_VD.shape[1] * w_VD.element_size() % 4:
         h_ND, w_VD = F.pad(h_ND, (0, 1)), F.pad(w_VD, (0, 1))
-    return Model(
+    return ModelTensors(
         h_ND,
         w_VD if w_VD.stride(1) == 1 else w_VD.contiguous(),
         torch.zeros(1) if bias_V is None else bias_V.float().contiguous(),

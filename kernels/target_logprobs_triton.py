@@ -9,7 +9,7 @@
 2. `target_kernel` of targets_triton.py: the tiles of a target's row to its answer.
 
 Every tile is computed alike whatever else is in the launch, and nothing is chosen by the number of rows.
-What follows from dtypes, strides and options is kept between calls (`_plan`), the tiles are launched before anything
+What follows from dtypes, strides and options is kept between calls (`_launchers`), the tiles are launched before anything
 that they do not need, and the host never waits for the device: with few rows, its microseconds are most of a call.
 
 Cost: 2*N*V*D FLOPs; scratch CHUNK_N * (V / BLOCK_V) * 12 bytes at most: 19 MiB at V 100,864.
@@ -88,7 +88,7 @@ class Tiles(NamedTuple):
     programs: int  # of a persistent launch
 
 
-class Plan(NamedTuple):
+class Launchers(NamedTuple):
     """What calls of one kind share."""
 
     tiles: Tiles | None  # None: float32, by slices
@@ -110,22 +110,22 @@ def target_logprobs_triton(
     aligned = h_ND.data_ptr() % 16 == 0, w_VD.data_ptr() % 16 == 0
     given = None if bias_V is None else bias_V.dtype, head.scale is not None, head.softcap is not None
     indices = row_T.dtype, token_T.dtype, row_T.is_cpu and token_T.is_cpu
-    plan = _plan(device, h_ND.dtype, shape, aligned, given, indices, config)
+    launchers = _launchers(device, h_ND.dtype, shape, aligned, given, indices, config)
     bias = w_VD if bias_V is None else bias_V.contiguous()
     # an integer would be another type to Triton
     options = float(head.scale or 1.0), float(head.softcap or 1.0)
-    if plan.tiles is None:
+    if launchers.tiles is None:
         chunk = max(1, n_rows)
         row_T, token_T = moved(row_T, token_T, device)
         kept = None if bias_V is None else bias
         tile_NK3, logit_T = slice_statistics(h_ND, Head(w_VD, kept, head.scale, head.softcap), row_T, token_T)
     else:
         chunk = CHUNK_N
-        size = min(n_rows, chunk), -(-vocab // plan.tiles.config.block_v), 3
+        size = min(n_rows, chunk), -(-vocab // launchers.tiles.config.block_v), 3
         tile_NK3 = logit_T = torch.empty(size, dtype=torch.float32, device=device)
     for start in range(0, max(1, n_rows), chunk):  # without rows, targets still learn that theirs is missing
-        if plan.tiles is not None and n_rows:
-            (config, launch, programs), here = plan.tiles, min(chunk, n_rows - start)
+        if launchers.tiles is not None and n_rows:
+            (config, launch, programs), here = launchers.tiles, min(chunk, n_rows - start)
             operands: tuple[Any, Any] = h_ND if n_rows <= chunk else h_ND[start : start + chunk], w_VD
             if config.tma:
                 sizes = config.block_n, config.block_v
@@ -138,12 +138,12 @@ def target_logprobs_triton(
             row_T, token_T = moved(row_T, token_T, device)
             logprob_T, greedy_T = empty_logprobs(h_ND, row_T)
         tensors = h_ND, w_VD, bias, tile_NK3, logit_T, row_T, token_T, logprob_T, greedy_T
-        plan.target(row_T.shape[0], *tensors, start, chunk, n_rows, tile_NK3.shape[1], *shape, *options)
+        launchers.target(row_T.shape[0], *tensors, start, chunk, n_rows, tile_NK3.shape[1], *shape, *options)
     return logprob_T, greedy_T
 
 
 @functools.lru_cache(maxsize=256)
-def _plan(
+def _launchers(
     device: torch.device,
     dtype: torch.dtype,
     shape: tuple[int, int, int, int],  # vocabulary, hidden size, strides of h and w
@@ -151,7 +151,7 @@ def _plan(
     given: tuple[torch.dtype | None, bool, bool],  # of a bias; whether there are scale and soft-cap
     indices: tuple[torch.dtype, torch.dtype, bool],  # the bool: from the CPU
     config: TileConfig | None,
-) -> Plan:
+) -> Launchers:
     """Everything that a launcher's kernels may be compiled for is among the arguments."""
     vocab, _, *strides = shape
     flags = given[0] is not None, *given[1:]
@@ -163,7 +163,7 @@ def _plan(
         launch = Launcher(_tile_kernel, tile_constants(config, vocab, *flags), config.warps, config.stages)
         tiles = Tiles(config, launch, processors(device))
     constants = target_constants(*flags, config is None)
-    return Plan(tiles, Launcher(target_kernel, constants, TARGET_WARPS))
+    return Launchers(tiles, Launcher(target_kernel, constants, TARGET_WARPS))
 
 
 def tile_constants(config: TileConfig, vocab: int, bias: bool, scale: bool, softcap: bool) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from evalengine.kernels.triton_common import LOG2E, Spec, is_hopper, logit
 LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 
-class Tiles(NamedTuple):
+class AttentionTiles(NamedTuple):
     queries: int
     keys: int
     warps: int
@@ -32,19 +32,19 @@ class Tiles(NamedTuple):
 
 # By the wider of head and value, padded to a power of two. More warps where fewer would spill.
 SIXTEEN_BIT = {
-    16: Tiles(64, 64, 4, 3),
-    32: Tiles(64, 64, 4, 3),
-    64: Tiles(64, 32, 4, 3),
-    128: Tiles(64, 64, 4, 2),
-    256: Tiles(64, 32, 8, 2),
+    16: AttentionTiles(64, 64, 4, 3),
+    32: AttentionTiles(64, 64, 4, 3),
+    64: AttentionTiles(64, 32, 4, 3),
+    128: AttentionTiles(64, 64, 4, 2),
+    256: AttentionTiles(64, 32, 8, 2),
 }
-HOPPER_16BIT = SIXTEEN_BIT | {256: Tiles(64, 32, 4, 2)}
+HOPPER_16BIT = SIXTEEN_BIT | {256: AttentionTiles(64, 32, 4, 2)}
 FLOAT32 = {
-    16: Tiles(32, 32, 4, 2),
-    32: Tiles(32, 32, 4, 2),
-    64: Tiles(32, 32, 8, 2),
-    128: Tiles(32, 32, 8, 2),
-    256: Tiles(16, 32, 8, 2),
+    16: AttentionTiles(32, 32, 4, 2),
+    32: AttentionTiles(32, 32, 4, 2),
+    64: AttentionTiles(32, 32, 8, 2),
+    128: AttentionTiles(32, 32, 8, 2),
+    256: AttentionTiles(16, 32, 8, 2),
 }
 
 OPTIONS = ("HAS_PREFIX", "HAS_WINDOW", "HAS_SOFTCAP", "HAS_SINK")
@@ -161,7 +161,7 @@ def _tree_attention_kernel(
     tl.store(out_NHe + at[:, None] + col[None, :], out, mask=there)
 
 
-def tiles_for(dtype: torch.dtype, width: int, hopper: bool) -> Tiles:
+def tiles_for(dtype: torch.dtype, width: int, hopper: bool) -> AttentionTiles:
     """The shipped tiles for the wider of head and value."""
     table = FLOAT32 if dtype == torch.float32 else HOPPER_16BIT if hopper else SIXTEEN_BIT
     return table[max(16, triton.next_power_of_2(width))]
@@ -197,7 +197,7 @@ def tree_attention_triton(
 
 
 def constants(
-    tiles: Tiles, group: int, width: int, value_width: int, given: Iterable[bool]
+    tiles: AttentionTiles, group: int, width: int, value_width: int, given: Iterable[bool]
 ) -> dict[str, int]:
     """The compile-time arguments of `_tree_attention_kernel`. given: prefix, window, soft-cap, sink."""
     padded = [max(16, triton.next_power_of_2(n)) for n in (width, value_width)]

@@ -28,7 +28,7 @@ ARMS = ("kept", "emptied", "shuffled", "output_space", "delusive")
 LABELS = 20  # different responses up to which a task without `choices` is taken to have a fixed set of them
 
 
-class Asked(NamedTuple):
+class TaskConversation(NamedTuple):
     """A conversation and the task that it sets.
 
     task: a benchmark, or the file of conversations that name none. choices: the answers it could have, () for free text,
@@ -40,23 +40,23 @@ class Asked(NamedTuple):
     choices: tuple[str, ...] | None = None
 
 
-def parse_asked(record: Any, where: str, source: str) -> Asked:
+def parse_asked(record: Any, where: str, source: str) -> TaskConversation:
     """From `{"messages": [...]}` with `benchmark` (text) and `choices` (texts) where it has them. Raises UserError."""
     messages = parse(record, where)
     task, choices = record.get("benchmark"), record.get("choices")
     if task is not None and not (isinstance(task, str) and is_text(task)):
         raise UserError(f"{where}: `benchmark` must be a name, not {task!r:.60}")
     if choices is None:
-        return Asked(messages, task or source)
+        return TaskConversation(messages, task or source)
     if not isinstance(choices, list) or not all(isinstance(c, str) and is_text(c) for c in choices):
         raise UserError(f"{where}: `choices` must be a list of texts, not {choices!r:.60}")
     said = [m.content.strip() for m in messages if m.role == "assistant"]
     if choices and said[-1] not in {choice.strip() for choice in choices}:
         raise UserError(f"{where}: `choices` do not hold the response {said[-1]!r:.60}; add it")
-    return Asked(messages, task or source, tuple(choices))
+    return TaskConversation(messages, task or source, tuple(choices))
 
 
-def changed(conversations: Sequence[Asked], arm: str, seed: int) -> list[Conversation]:
+def changed(conversations: Sequence[TaskConversation], arm: str, seed: int) -> list[Conversation]:
     """The conversations of an arm. Raises UserError where the data does not allow it."""
     own = [one.messages for one in conversations]
     if arm == "kept":
@@ -87,7 +87,7 @@ def _shuffled(own: Sequence[Conversation], seed: int) -> list[list[str]]:
     return said
 
 
-def _output_space(conversations: Sequence[Asked]) -> list[list[str]]:
+def _output_space(conversations: Sequence[TaskConversation]) -> list[list[str]]:
     """What names the possible answers, for every user message; sorted, so that their order says nothing."""
     known: dict[str, set[str]] = defaultdict(set)
     for one in conversations:
@@ -107,7 +107,7 @@ def _output_space(conversations: Sequence[Asked]) -> list[list[str]]:
     return said
 
 
-def _delusive(conversations: Sequence[Asked], seed: int) -> list[Conversation]:
+def _delusive(conversations: Sequence[TaskConversation], seed: int) -> list[Conversation]:
     """Responses permuted within each task, as few as possible left with their own text.
 
     Sorted by text and shifted by the count of the commonest one, all texts move if that is at most half of them; else it
@@ -138,7 +138,7 @@ def _delusive(conversations: Sequence[Asked], seed: int) -> list[Conversation]:
     return found
 
 
-def unmoved(conversations: Sequence[Asked], after: Sequence[Conversation]) -> Counter[str]:
+def unmoved(conversations: Sequence[TaskConversation], after: Sequence[Conversation]) -> Counter[str]:
     """How many responses of each task are the same as before."""
     return Counter(
         one.task

@@ -65,12 +65,12 @@ def messages_of(turns: list[Any], where: str) -> Conversation:
     return tuple(messages)
 
 
-class Rendered(NamedTuple):
+class RenderedChat(NamedTuple):
     text: str
     learned: tuple[tuple[int, int], ...]  # [start, end) character spans that carry the loss
 
 
-def render(messages: Conversation) -> Rendered:
+def render(messages: Conversation) -> RenderedChat:
     """The text of a conversation and the spans of it that the assistant says (with its closing token)."""
     text, learned = END, []
     for message in messages:
@@ -81,4 +81,4 @@ def render(messages: Conversation) -> Rendered:
             learned.append((start, len(text)))
         else:
             text += message.content.strip()
-    return Rendered(text, tuple(learned))
+    return RenderedChat(text, tuple(learned))

@@ -16,7 +16,7 @@ from evalengine.training import checked
 from evalengine.training.data.conversations import Example
 from evalengine.training.data.packed import Shuffled, first_fit, lay_out, named
 from evalengine.training.data.preferences import Candidates
-from evalengine.training.data.rows import IGNORE, NO_PAIR, Batch, Pairs
+from evalengine.training.data.rows import IGNORE, NO_PAIR, Pairs, TrainingBatch
 from evalengine.training.decoder.model import Decoder
 from evalengine.training.fitting.state import Place
 from evalengine.training.selection.frontier import loss_sums
@@ -44,7 +44,7 @@ class Preferred(Shuffled):
         self.needs = [len(a.token_T) + len(b.token_T) - 2 for a, b in zip(chosen, rejected, strict=True)]
         self.width = max(context, *self.needs)  # both responses of a pair are in one row
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> TrainingBatch:
         drawn = self.drawn(step)
         rows = first_fit([self.needs[i] for i in drawn], self.width)
         examples = [[side[drawn[p]] for p in row for side in (self.chosen, self.rejected)] for row in rows]

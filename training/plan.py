@@ -41,7 +41,7 @@ class PlannedRun(NamedTuple):
     finished: bool
 
 
-class Plan(NamedTuple):
+class StudyPlan(NamedTuple):
     runs: dict[Run, PlannedRun]
     jobs: int
     rate: float  # FLOP/s, sustained, of the whole machine
@@ -65,7 +65,7 @@ def make(
     rate: float | None,
     device: str = "cpu",
     data: Path | None = None,
-) -> Plan:
+) -> StudyPlan:
     """The plan of the runs chosen by `only`; reads what is prepared already, makes nothing.
 
     Fine-tuning tokens are those of the tokenised conversations, or a guess from local ones.
@@ -95,7 +95,7 @@ def make(
         finished = export.metadata(out / run.name) is not None
         planned[run] = PlannedRun(run.name, shape.params, tokens, flops, finished)
     devices = torch.cuda.device_count() if device.startswith("cuda") else 1
-    return Plan(
+    return StudyPlan(
         planned,
         jobs or default_jobs(study, device),
         rate or EFFICIENCY * product_rate(device) * devices,
@@ -147,12 +147,12 @@ def product_rate(device: str) -> float:
     return done * 2 * n**3 / (time.perf_counter() - started)
 
 
-def as_json(plan: Plan) -> dict[str, Any]:
+def as_json(plan: StudyPlan) -> dict[str, Any]:
     runs = [planned._asdict() for planned in plan.runs.values()]
     return {"runs": runs, **{name: getattr(plan, name) for name in ("jobs", "flops", "rate", "hours")}}
 
 
-def show(study: Study, plan: Plan) -> None:
+def show(study: Study, plan: StudyPlan) -> None:
     """The plan as a table, one row per scale and stage."""
     console.say(f"{study.name}: {study.about}" if study.about else study.name)
     groups: dict[tuple[str, str], list[PlannedRun]] = {}

@@ -26,8 +26,8 @@ from evalengine.training.decoder import export
 from evalengine.training.fitting.loop import Step
 from evalengine.training.job import Job
 from evalengine.training.prepare import work_folder
-from evalengine.training.stages import Result
-from evalengine.training.workers import Board, Message, chains, keep_freed_memory, train_chain, without
+from evalengine.training.stages import Trained
+from evalengine.training.workers import Board, RunMessage, chains, keep_freed_memory, train_chain, without
 
 POLL_S = 0.2
 
@@ -54,10 +54,10 @@ class Trainer:
         torch.set_num_threads(self._threads)
         return ray.get_runtime_context().get_node_id(), host
 
-    def run(self, chain: list[Job]) -> list[Message]:
-        ends: list[Message] = []
+    def run(self, chain: list[Job]) -> list[RunMessage]:
+        ends: list[RunMessage] = []
 
-        def put(message: Message) -> None:
+        def put(message: RunMessage) -> None:
             if not isinstance(message.value, Step):
                 ends.append(message)
             else:
@@ -68,7 +68,7 @@ class Trainer:
         return ends
 
 
-def run_on(cluster: Cluster, todo: list[Job]) -> tuple[list[Result], dict[str, str]]:
+def run_on(cluster: Cluster, todo: list[Job]) -> tuple[list[Trained], dict[str, str]]:
     """Trains `todo` on a cluster. Raises UserError where it cannot be reached or does not share the output folder."""
     study = todo[0].study
     with (
@@ -125,7 +125,7 @@ def _train_on(pool: Pool, waiting: list[list[Job]], board: Board, messages: Any)
             strikes[name] += not ended.node_lost
             if strikes[name] >= STRIKES:
                 reason = f"set aside: it failed {STRIKES} times, last because {ended.died}"
-                board.take(Message(name, reason))
+                board.take(RunMessage(name, reason))
                 left = without(left, left[0])
             if left:
                 waiting.append(left)
@@ -143,6 +143,6 @@ def _left(chain: list[Job], board: Board) -> list[Job]:
         if about is None:
             left.append(job)
         else:
-            result = Result(job.run.name, about["train_loss"], about["validation_loss"])
-            board.take(Message(job.run.name, result))
+            result = Trained(job.run.name, about["train_loss"], about["validation_loss"])
+            board.take(RunMessage(job.run.name, result))
     return left

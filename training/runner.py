@@ -16,7 +16,7 @@ from evalengine.training.fitting.state import Place
 from evalengine.training.job import Job, fingerprint, state_of
 from evalengine.training.prepare import check_data, clear_litter, locked, prepare, work_folder
 from evalengine.training.selection import selections
-from evalengine.training.stages import Result
+from evalengine.training.stages import Trained
 from evalengine.training.study import Run, Study, needed, runs
 from evalengine.training.workers import run_together, run_workers
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from evalengine.cluster.pool import Cluster
 
 
-class Outcome(NamedTuple):
+class StudyOutcome(NamedTuple):
     """What `run_study` did."""
 
-    finished: list[Result]
+    finished: list[Trained]
     skipped: list[str]  # finished before
     failed: dict[str, str]  # run -> the reason, one sentence
     not_run: dict[str, str]  # run -> the failed one because of which it was not begun
@@ -55,7 +55,7 @@ def run_study(
     fresh: bool = False,
     place: Place | None = None,
     cluster: Cluster | None = None,
-) -> Outcome:
+) -> StudyOutcome:
     """Trains what is left of a study into `out`: under torchrun where `place` has a group, on Ray with a `cluster`,
     else in `jobs` processes (0: chosen by the machine and the models' size).
     """
@@ -77,7 +77,7 @@ def run_study(
         left, skipped = _left([Job(study, prepared, out, run, place) for run in chosen])
         group.wait()
         if not left:
-            return Outcome([], skipped, {}, {})
+            return StudyOutcome([], skipped, {}, {})
         if cluster is not None:
             from evalengine.training.ray_workers import run_on
 
@@ -88,7 +88,7 @@ def run_study(
             finished, failed = run_workers(left, jobs or default_jobs(study, place.device))
     ended = {result.name for result in finished} | failed.keys()
     not_run = {job.run.name: _cause(job, failed) for job in left if failed and job.run.name not in ended}
-    return Outcome(finished, skipped, failed, not_run)
+    return StudyOutcome(finished, skipped, failed, not_run)
 
 
 def _cause(job: Job, failed: dict[str, str]) -> str:

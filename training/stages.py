@@ -31,7 +31,7 @@ from evalengine.training.study import Run, preferring, scorer
 VALIDATION_ROWS = 8  # of each source
 
 
-class Result(NamedTuple):
+class Trained(NamedTuple):
     name: str
     train_loss: float
     validation_loss: dict[str, float]
@@ -41,7 +41,7 @@ Report = Callable[[Step], None]
 About = dict[str, Any]  # what evalengine.json says of a run
 
 
-def train(job: Job, report: Report = lambda step: None) -> Result:
+def train(job: Job, report: Report = lambda step: None) -> Trained:
     """Trains one checkpoint, from its saved state if there is one. Raises UserError naming what is wrong with the run."""
     tokenizer = Tokenizer(job.prepared.tokenizer)
     shape = shape_of(job.scale, tokenizer.size)
@@ -83,7 +83,7 @@ def train(job: Job, report: Report = lambda step: None) -> Result:
         export.save(model, tokenizer, job.path, about, dtype=job.study.save_dtype)
         job.state.unlink(missing_ok=True)
     place.group.wait()
-    return Result(job.run.name, loss, found["validation_loss"])
+    return Trained(job.run.name, loss, found["validation_loss"])
 
 
 def _finished(job: Job, run: Run, shape: Shape) -> tuple[Decoder, About]:

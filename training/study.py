@@ -27,7 +27,7 @@ PARENTS: Mapping[str, str | None] = {  # stage -> the one that it starts from; s
 
 
 @dataclass(frozen=True)
-class World:
+class WorldSpec:
     """The embedded synthetic world, in place of a data folder."""
 
     seed: int = 0
@@ -172,7 +172,7 @@ class Study:
     seed: int = 0
     threads: int = 0  # of a worker on the CPU; 0: cores divided by jobs. A fixed number gives the same bits
     save_dtype: str = "float32"
-    world: World | None = None
+    world: WorldSpec | None = None
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from evalengine.files import cores
 from evalengine.training.fitting.loop import Step
 from evalengine.training.fitting.mfu import Utilisation, peak_of
 from evalengine.training.job import Job, tokens_of
-from evalengine.training.stages import Result, train
+from evalengine.training.stages import Trained, train
 from evalengine.training.study import needed
 
 POLL_S = 1.0
@@ -35,11 +35,11 @@ WATCH_S = 0.5
 REPORT_EVERY_S = 0.5
 
 
-class Message(NamedTuple):
+class RunMessage(NamedTuple):
     """What a worker says of the run `name`: a step, its result, or the reason why it failed."""
 
     name: str
-    value: Step | Result | str
+    value: Step | Trained | str
 
 
 def chains(todo: list[Job]) -> list[list[Job]]:
@@ -52,7 +52,7 @@ def chains(todo: list[Job]) -> list[list[Job]]:
     return list(found.values())
 
 
-def run_workers(todo: list[Job], jobs: int) -> tuple[list[Result], dict[str, str]]:
+def run_workers(todo: list[Job], jobs: int) -> tuple[list[Trained], dict[str, str]]:
     """Trains `todo` in up to `jobs` processes: (results, reason of each failed run). Raises UserError if one is killed."""
     waiting = chains(todo)
     jobs = min(jobs, len(waiting))
@@ -97,7 +97,7 @@ def death(code: int) -> str:
     return f"{how}; what it said is above: run the same command again, and report it if it ends so again"
 
 
-def run_together(todo: list[Job]) -> tuple[list[Result], dict[str, str]]:
+def run_together(todo: list[Job]) -> tuple[list[Trained], dict[str, str]]:
     """Trains `todo` one after another with the other processes of torchrun. The first failure ends the command."""
     place = todo[0].place
     if place.group.rank:
@@ -143,7 +143,7 @@ def keep_freed_memory() -> None:
         libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
 
 
-def train_chain(index: int, chain: list[Job], put: Callable[[Message], None]) -> None:
+def train_chain(index: int, chain: list[Job], put: Callable[[RunMessage], None]) -> None:
     """Trains the runs of a chain one after another, but for those that need one that failed. `index` chooses the GPU."""
     while chain:
         job, *chain = chain
@@ -153,17 +153,17 @@ def train_chain(index: int, chain: list[Job], put: Callable[[Message], None]) ->
             nonlocal last
             if time.monotonic() - last >= REPORT_EVERY_S:
                 last = time.monotonic()
-                put(Message(name, step))
+                put(RunMessage(name, step))
 
         try:
             place = job.place
             if place.device == "cuda":
                 place = replace(place, device=f"cuda:{index % torch.cuda.device_count()}")
-            put(Message(job.run.name, train(job._replace(place=place), report)))
+            put(RunMessage(job.run.name, train(job._replace(place=place), report)))
         except Exception as error:
             if os.environ.get("EVALENGINE_DEBUG"):
                 raise
-            put(Message(job.run.name, _reason(error)))
+            put(RunMessage(job.run.name, _reason(error)))
             chain = without(chain, job)
 
 
@@ -191,7 +191,7 @@ class Board:
     """
 
     def __init__(self, todo: list[Job], peak: float | None = None) -> None:
-        self.finished: list[Result] = []
+        self.finished: list[Trained] = []
         self.failed: dict[str, str] = {}
         self._tokens = {job.run.name: tokens_of(job) for job in todo}
         self._done: dict[str, float] = {}  # share of each run
@@ -205,7 +205,7 @@ class Board:
     def __exit__(self, *error: Any) -> None:
         self._progress.__exit__(*error)
 
-    def take(self, message: Message) -> None:
+    def take(self, message: RunMessage) -> None:
         """A step, the result or the failure of a run."""
         name, value = message
         if isinstance(value, str):
@@ -213,7 +213,7 @@ class Board:
             console.warn(f"{name}: {value}")
             return
         before = self._done.get(name)
-        if isinstance(value, Result):
+        if isinstance(value, Trained):
             self.finished.append(value)
             done, loss, mfu = 1.0, value.train_loss, ""
         else:

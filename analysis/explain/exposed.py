@@ -25,7 +25,7 @@ from evalengine.untrusted import printable
 
 if TYPE_CHECKING:
     from evalengine.training.exposure import table
-    from evalengine.training.exposure.table import About
+    from evalengine.training.exposure.table import ExposureAbout
 
 CROSS, TASK, LONGEST, CONTEXT = "cross", "task", "longest", "context"
 SIMILARITIES = ("bm25", "embedding", "dsir")
@@ -171,7 +171,7 @@ def _read(study: Study, folder: Path) -> Exposed:
     return found._replace(counts=tuple(counts), notes=tuple(filter(None, said)))
 
 
-def _of_other_items(study: Study, folder: Path, name: str, about: About) -> str:
+def _of_other_items(study: Study, folder: Path, name: str, about: ExposureAbout) -> str:
     """Refuses a file made of other items, or of another version of a benchmark, than were scored; a note on one that does not
     say its versions, as older ones do not."""
     for choices in study.scores.benchmarks:
@@ -194,7 +194,7 @@ def _of_other_items(study: Study, folder: Path, name: str, about: About) -> str:
     )
 
 
-def _design(study: Study, folder: Path, about: About) -> Exposed:
+def _design(study: Study, folder: Path, about: ExposureAbout) -> Exposed:
     """What the mixtures and scales of the store are made of, without counts."""
     if not about.mixtures or not about.tokens:
         raise UserError(

@@ -15,14 +15,14 @@ import numpy as np
 from evalengine.analysis.statistics import bootstrap
 from evalengine.analysis.statistics.bootstrap import Array, Resamples, draw_resamples, intervals
 from evalengine.analysis.statistics.correlation import Sample, correlate
-from evalengine.bench.harness import Result, against, medians, rounds, timed
+from evalengine.bench.harness import Measurement, against, medians, rounds, timed
 
 SIDE = 20  # benchmarks: the matrix is square
 MIXTURES = 9
 OURS, NUMPY, SCIPY = "evalengine", "vectorised NumPy", f"scipy.stats.bootstrap, a cell x {SIDE * SIDE}"
 
 
-def run(quick: bool = False) -> Result:
+def run(quick: bool = False) -> Measurement:
     count = 2_000 if quick else 10_000
     x_VM = np.random.default_rng(0).normal(size=(2 * SIDE, MIXTURES))
     plan = draw_resamples(MIXTURES, count, seed=0)
@@ -39,7 +39,7 @@ def run(quick: bool = False) -> Result:
         "bootstrap_vs_numpy": took[NUMPY] / took[OURS],
     }
     title = f"BCa intervals of a {SIDE} x {SIDE} matrix of correlations, {count:,} resamples"
-    return Result(title, ("side", "seconds", "ratio to ours"), against(OURS, took), ratios)
+    return Measurement(title, ("side", "seconds", "ratio to ours"), against(OURS, took), ratios)
 
 
 def matrix(x_VM: Array, plan: Resamples) -> Array:

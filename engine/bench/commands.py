@@ -15,7 +15,7 @@ from pathlib import Path
 
 from evalengine import console
 from evalengine.bench import local_tasks, stopwatch
-from evalengine.bench.harness import Result, Row, alone
+from evalengine.bench.harness import Measurement, Row, alone
 from evalengine.bench.inputs import first_items, make_checkpoints, sizes_of, workplace, world_data
 
 CHECKPOINTS = 6
@@ -28,7 +28,7 @@ def run(
     sizes: str = "",
     limit: int | None = None,
     device: str = "cpu",
-) -> Result:
+) -> Measurement:
     """`limit`: the first items of each benchmark (default: 20 on a CPU, all on a GPU)."""
     cpu = device == "cpu"
     size = sizes_of(sizes or ("1M" if quick else "7M" if cpu else "240M"))[0]
@@ -55,7 +55,7 @@ def run(
     figures = {f"{side}: seconds": s for side, s in whole.items()}
     figures |= {f"{side}: {phase}": s for side, took in ours.items() for phase, s in took.items()}
     figures["largest difference of an accuracy"] = gap
-    return Result(title, ("phase", *whole), rows, ratios, figures)
+    return Measurement(title, ("phase", *whole), rows, ratios, figures)
 
 
 def our_seconds(paths: list[Path], data: Path, out: Path, device: str) -> dict[str, float]:

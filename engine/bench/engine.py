@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from evalengine.bench import local_tasks
-from evalengine.bench.harness import Result, Row, medians, timed
+from evalengine.bench.harness import Measurement, Row, medians, timed
 from evalengine.bench.inputs import make_checkpoints, read_items, sizes_of, workplace, world_data
 from evalengine.benchmarks.load import ItemSet
 from evalengine.checkpoints.resolve import discover
@@ -51,7 +51,7 @@ def run(
     sizes: str = "",
     limit: int | None = None,
     device: str = "cpu",
-) -> Result:
+) -> Measurement:
     """`quick` takes one model, few items and one batch size. On a CPU both sides run in float32, on a GPU in bfloat16."""
     cpu = device == "cpu"
     known = sizes_of(sizes or ("1M,7M,50M" if cpu else "240M"))
@@ -69,7 +69,7 @@ def run(
             ratios |= {f"{size}: {what} / evalengine": ratio for what, ratio in found.items()}
     where = f"float32, {torch.get_num_threads()} threads" if cpu else f"bfloat16, {device}"
     title = f"Scoring loop, {len(item_sets)} benchmarks x {limit} items, {where}"
-    return Result(title, COLUMNS.split(", "), rows, ratios)
+    return Measurement(title, COLUMNS.split(", "), rows, ratios)
 
 
 def compare(

@@ -28,7 +28,7 @@ Answer = TypeVar("Answer")
 Row = Sequence[str]
 
 
-class Result(NamedTuple):
+class Measurement(NamedTuple):
     """What a target measured: a table, and its numbers. Fields that are None are not in the JSON."""
 
     title: str

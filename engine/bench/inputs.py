@@ -18,7 +18,7 @@ from evalengine.benchmarks.load import SUFFIXES, data_file
 from evalengine.errors import UserError
 
 
-class Shape(NamedTuple):
+class ModelSize(NamedTuple):
     """A Llama-shaped model. Embeddings are tied."""
 
     vocab: int
@@ -30,10 +30,10 @@ class Shape(NamedTuple):
 
 
 SHAPES = {
-    "1M": Shape(5_000, 96, 4, 3, 256),
-    "7M": Shape(16_000, 256, 5, 4, 512),
-    "50M": Shape(100_000, 384, 8, 6, 1_024),
-    "240M": Shape(100_864, 768, 8, 8, 6_144, 256),
+    "1M": ModelSize(5_000, 96, 4, 3, 256),
+    "7M": ModelSize(16_000, 256, 5, 4, 512),
+    "50M": ModelSize(100_000, 384, 8, 6, 1_024),
+    "240M": ModelSize(100_864, 768, 8, 8, 6_144, 256),
 }
 
 
@@ -99,7 +99,9 @@ def read_items(data: Path, limit: int | None) -> list[ItemSet]:
     return [load_items(benchmark, data, limit=limit) for benchmark in held(data, resolve("all"))]
 
 
-def make_model(path: Path, shape: Shape, *, seed: int = 0, window: int = 2048, device: str = "cpu") -> Path:
+def make_model(
+    path: Path, shape: ModelSize, *, seed: int = 0, window: int = 2048, device: str = "cpu"
+) -> Path:
     """A random model, without a tokenizer: float32 made on a CPU, bfloat16 on a GPU."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM

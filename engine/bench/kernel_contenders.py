@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from evalengine.kernels.emulated_logprobs import emulated_logprobs
-from evalengine.kernels.head import Head, Rows
+from evalengine.kernels.head import Head, HeadedRows
 from evalengine.kernels.linear_cross_entropy import linear_cross_entropy
 from evalengine.kernels.target_logprobs import target_logprobs
 
@@ -26,7 +26,7 @@ Call = Callable[[], Tensor]
 Loss = Callable[..., Tensor]  # of hidden states, head and right tokens
 
 
-class Shape(NamedTuple):
+class HeadShape(NamedTuple):
     """A head, the rows that meet it, and the model it belongs to."""
 
     model: str
@@ -42,26 +42,26 @@ class Shape(NamedTuple):
         return f"{self.model} {self.rows}x{self.hidden}x{self.vocab} {short}"
 
 
-class Case(NamedTuple):
+class KernelCase(NamedTuple):
     """The tensors of one measurement. One target a row."""
 
-    shape: Shape
+    shape: HeadShape
     h_ND: Tensor
     w_VD: Tensor
     row_N: Tensor
     token_N: Tensor
 
 
-def make_case(shape: Shape, device: str) -> Case:
+def make_case(shape: HeadShape, device: str) -> KernelCase:
     generator = torch.Generator(device).manual_seed(0)
     h_ND = torch.randn(shape.rows, shape.hidden, device=device, generator=generator).to(shape.dtype)
     w_VD = torch.randn(shape.vocab, shape.hidden, device=device, generator=generator).to(shape.dtype)
     w_VD *= 3 / shape.hidden**0.5
     token_N = torch.randint(shape.vocab, (shape.rows,), device=device, generator=generator)
-    return Case(shape, h_ND, w_VD, torch.arange(shape.rows, device=device), token_N)
+    return KernelCase(shape, h_ND, w_VD, torch.arange(shape.rows, device=device), token_N)
 
 
-def scoring(case: Case) -> dict[str, Call]:
+def scoring(case: KernelCase) -> dict[str, Call]:
     """The log-probability of each row's target; Liger's and Apple's losses give the mean, the bare GEMM the logits alone."""
     shape, h_ND, w_VD, row_N, token_N = case
     cap = shape.softcap
@@ -91,18 +91,20 @@ def scoring(case: Case) -> dict[str, Call]:
     return calls | {GEMM: lambda: torch.mm(h_ND, w_VD.t(), out=out_NV)}
 
 
-def shift_of(case: Case) -> tuple[Rows, Rows, Rows]:
+def shift_of(case: KernelCase) -> tuple[HeadedRows, HeadedRows, HeadedRows]:
     """Base, tuned and ref of emulated fine-tuning: the case's own head, and two of half its width."""
     half = case.shape.hidden // 2
     columns = (slice(None), slice(half), slice(half, 2 * half))
     base, tuned, ref = (
-        Rows(case.h_ND[:, c].contiguous(), Head(case.w_VD[:, c].contiguous(), softcap=case.shape.softcap))
+        HeadedRows(
+            case.h_ND[:, c].contiguous(), Head(case.w_VD[:, c].contiguous(), softcap=case.shape.softcap)
+        )
         for c in columns
     )
     return base, tuned, ref
 
 
-def emulating(case: Case) -> dict[str, Call]:
+def emulating(case: KernelCase) -> dict[str, Call]:
     """The log-probability of each row's target at BETAS; of each call the answer at beta 1.
 
     Separate calls: one linear layer for each beta, over the three hidden states (scaled) and heads side by side.
@@ -145,7 +147,7 @@ def emulating(case: Case) -> dict[str, Call]:
     return calls | {"materialised logits": materialised} if fits(case) else calls
 
 
-def training(case: Case) -> dict[str, Call]:
+def training(case: KernelCase) -> dict[str, Call]:
     """The mean loss, with gradients; the bare GEMMs are those of logits that are their own gradient."""
     cap = case.shape.softcap
     losses: dict[str, Loss] = {"linear_cross_entropy": functools.partial(linear_cross_entropy, softcap=cap)}
@@ -158,14 +160,14 @@ def training(case: Case) -> dict[str, Call]:
     return calls | {GEMMS: functools.partial(bare_products, case)} if fits(case) else calls
 
 
-def bare_products(case: Case) -> Tensor:
+def bare_products(case: KernelCase) -> Tensor:
     """Logits, gradient of h and gradient of w."""
     x_NV = case.h_ND @ case.w_VD.t()
     torch.mm(x_NV, case.w_VD)
     return torch.mm(x_NV.t(), case.h_ND)[0, 0]
 
 
-def with_gradients(loss: Loss, case: Case) -> Tensor:
+def with_gradients(loss: Loss, case: KernelCase) -> Tensor:
     h_ND, w_VD = case.h_ND.detach().requires_grad_(), case.w_VD.detach().requires_grad_()
     value = loss(h_ND, w_VD, case.token_N)
     value.backward()
@@ -177,12 +179,12 @@ def logits(h_ND: Tensor, w_VD: Tensor, cap: float | None) -> Tensor:
     return x_NV if cap is None else cap * torch.tanh(x_NV / cap)
 
 
-def fits(case: Case) -> bool:
+def fits(case: KernelCase) -> bool:
     """Whether three copies of the logits are small enough."""
     return case.shape.rows * case.shape.vocab <= 2**31 / (1 if case.h_ND.is_cuda else 4)
 
 
-def fused_losses(case: Case) -> dict[str, Loss]:
+def fused_losses(case: KernelCase) -> dict[str, Loss]:
     """PyTorch's own fused loss (torch >= 2.13), and Liger's and Apple's where they are installed; these two need CUDA."""
     cap = case.shape.softcap
     losses: dict[str, Loss] = {}

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from evalengine import console
-from evalengine.bench.harness import Result, Row, medians, rounds, timed
+from evalengine.bench.harness import Measurement, Row, medians, rounds, timed
 from evalengine.bench.kernel_contenders import (
     BETAS,
     GEMM,
     GEMMS,
     Call,
-    Case,
-    Shape,
+    HeadShape,
+    KernelCase,
     emulating,
     logits,
     make_case,
@@ -34,7 +34,7 @@ from evalengine.bench.kernel_contenders import (
     shift_of,
     training,
 )
-from evalengine.kernels.head import Head, Rows
+from evalengine.kernels.head import Head, HeadedRows
 
 OURS = ("score: target_logprobs", "train: linear_cross_entropy", "emulate: emulated_logprobs")
 KINDS = {"score": scoring, "train": training, "emulate": emulating}
@@ -55,29 +55,29 @@ HEADS = {  # model: hidden size, vocabulary, final soft-cap
 }
 
 
-def shapes(device: str, quick: bool) -> list[Shape]:
+def shapes(device: str, quick: bool) -> list[HeadShape]:
     """What is measured where: on a GPU the most telling first, on a CPU the smallest, where a hopeless baseline costs little."""
     fp32, bf16 = torch.float32, torch.bfloat16
     if quick:
-        return [Shape("small", 256, 128, 5_003, dtype=dtype) for dtype in (fp32, bf16)]
+        return [HeadShape("small", 256, 128, 5_003, dtype=dtype) for dtype in (fp32, bf16)]
     if device != "cpu":
         rows = [(model, n) for model in HEADS for n in (4_096, 64)]
         rows += [("target", 1_024), ("target", 16_384), ("study 240M", 8_192)]
         rows.sort(key=lambda x: x[0] != "target")
         full = {("target", 4_096), ("study 240M", 8_192), ("Llama-3 8B", 4_096)}
-        found = [Shape(model, n, *HEADS[model], everything=(model, n) in full) for model, n in rows]
-        return [*found, Shape("target", 1_024, *HEADS["target"], dtype=fp32)]
+        found = [HeadShape(model, n, *HEADS[model], everything=(model, n) in full) for model, n in rows]
+        return [*found, HeadShape("target", 1_024, *HEADS["target"], dtype=fp32)]
     small = [
-        Shape("small", n, hidden, vocab, dtype=dtype)
+        HeadShape("small", n, hidden, vocab, dtype=dtype)
         for hidden, vocab in ((128, 5_003), (512, 50_257))
         for dtype in (fp32, bf16)
         for n in (64, 512)
     ]
     real = [("GPT-2", fp32, False), ("study 240M", bf16, False), ("study 240M", fp32, True)]
-    return small + [Shape(model, 256, *HEADS[model], dtype, full) for model, dtype, full in real]
+    return small + [HeadShape(model, 256, *HEADS[model], dtype, full) for model, dtype, full in real]
 
 
-def run(quick: bool = False, device: str = "cpu") -> Result:
+def run(quick: bool = False, device: str = "cpu") -> Measurement:
     rows: list[Row] = []
     ratios: dict[str, float] = {}
     failures: list[str] = []
@@ -115,7 +115,7 @@ def run(quick: bool = False, device: str = "cpu") -> Result:
         "MiB: peak beyond inputs, on a GPU; "
         f"error: largest against float64. What takes {HOPELESS}x as long as ours is left out from there on"
     )
-    return Result(title, COLUMNS, rows, ratios, failures=failures)
+    return Measurement(title, COLUMNS, rows, ratios, failures=failures)
 
 
 def measure(calls: dict[str, Call], seconds: float, gpu: bool) -> dict[str, float]:
@@ -129,8 +129,8 @@ def measure(calls: dict[str, Call], seconds: float, gpu: bool) -> dict[str, floa
     return took | medians(lasting, min(MAX_ROUNDS, max(MIN_ROUNDS, count)))
 
 
-def table_rows(kind: str, case: Case, calls: dict[str, Call], took: dict[str, float]) -> list[Row]:
-    own = Rows(case.h_ND, Head(case.w_VD, softcap=case.shape.softcap))
+def table_rows(kind: str, case: KernelCase, calls: dict[str, Call], took: dict[str, float]) -> list[Row]:
+    own = HeadedRows(case.h_ND, Head(case.w_VD, softcap=case.shape.softcap))
     truth = float64_logprobs(shift_of(case) if kind == "emulate" else [own], case.token_N)
     ours, gemm = next(iter(took.values())), took.get(f"score: {GEMM}") or took.get(f"train: {GEMMS}")
     rows: list[Row] = []
@@ -184,7 +184,7 @@ def memory_and_error(call: Call, gpu: bool, truth: Tensor) -> tuple[float | None
     return extra, float((answer[:CHECKED_ROWS].double().cpu() - truth).abs().max())
 
 
-def float64_logprobs(models: Sequence[Rows], token_N: Tensor) -> Tensor:
+def float64_logprobs(models: Sequence[HeadedRows], token_N: Tensor) -> Tensor:
     """float64 log-probabilities of the first rows, of one model or of base, tuned and ref at beta 1."""
     z = []
     for rows in models:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evalengine.bench import local_tasks
-from evalengine.bench.harness import Result, against, medians
+from evalengine.bench.harness import Measurement, against, medians
 from evalengine.bench.inputs import make_checkpoints, sizes_of, workplace, world_data
 from evalengine.errors import UserError
 
@@ -34,7 +34,7 @@ def run(
     sizes: str = "",
     limit: int | None = None,
     backend: str = "torch",
-) -> Result:
+) -> Measurement:
     size = sizes_of(sizes or ("1M" if quick else "7M"))[0]
     limit = limit or (4 if quick else 100)
     with workplace() as work:
@@ -62,7 +62,7 @@ def run(
         "largest difference of a log-likelihood": of_loglik,
     }
     seconds = {name: evaluation.seconds for name, evaluation in theirs.items()} | took
-    return Result(title, ("model", "seconds", "ratio to ours"), against(ours, seconds), ratios)
+    return Measurement(title, ("model", "seconds", "ratio to ours"), against(ours, seconds), ratios)
 
 
 def evaluated(model: Any, data: Path, limit: int) -> Evaluation:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from evalengine.bench.harness import Result, against, medians, score, timed
+from evalengine.bench.harness import Measurement, against, medians, score, timed
 from evalengine.bench.inputs import make_checkpoints, workplace, world_data
 
 ONE, TWO = "one process, 2 threads", "Ray, 2 workers of 1 thread, its start included"
 
 
-def run(quick: bool = False, data: Path | None = None, limit: int | None = None) -> Result:
+def run(quick: bool = False, data: Path | None = None, limit: int | None = None) -> Measurement:
     limit = limit or (4 if quick else 60)
     size, count = ("1M", 2) if quick else ("7M", 6)
     with workplace() as work:
@@ -27,4 +27,4 @@ def run(quick: bool = False, data: Path | None = None, limit: int | None = None)
         took = medians({name: partial(timed, side) for name, side in sides.items()}, 1)
     title = f"Scale-out on this machine: {count} checkpoints ({size}), {limit} items a benchmark"
     ratios = {"one process / two workers": took[ONE] / took[TWO]}
-    return Result(title, ("side", "seconds", "ratio to one process"), against(ONE, took), ratios)
+    return Measurement(title, ("side", "seconds", "ratio to one process"), against(ONE, took), ratios)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evalengine import store
-from evalengine.bench.harness import Result, Row, alone, peak_memory
+from evalengine.bench.harness import Measurement, Row, alone, peak_memory
 from evalengine.bench.inputs import make_checkpoints, read_items, workplace, world_data
 from evalengine.checkpoints.resolve import discover
 from evalengine.errors import UserError
@@ -39,7 +39,7 @@ SIZES = {
 STORED = {name: (max(FEWEST, items // SHRINK), choices) for name, (items, choices) in SIZES.items()}
 
 
-class Spent(NamedTuple):
+class ProcessCost(NamedTuple):
     seconds: float  # of a whole process
     peak_mb: float
 
@@ -47,12 +47,12 @@ class Spent(NamedTuple):
         return f"{self.seconds:.2f} s, {self.peak_mb:,.0f} MB"
 
 
-def run(quick: bool = False, data: Path | None = None) -> Result:
+def run(quick: bool = False, data: Path | None = None) -> Measurement:
     """`data`: a folder of benchmark files for the plan (default: the embedded world)."""
     from evalengine.bench import synthetic
 
     rows: list[Row] = []
-    spent: dict[str, Spent] = {}
+    spent: dict[str, ProcessCost] = {}
     with workplace() as work:
         for n in COUNTS[: 1 if quick else None]:
             folder, out = work / f"ckpts{n}", work / f"scores{n}"
@@ -80,7 +80,7 @@ def run(quick: bool = False, data: Path | None = None) -> Result:
         f" / {shrink:,} under one tokenizer: {spent['plan']}; from the cache {spent['plan, from the cache']}"
     )
     columns = ["checkpoints", "files", "store", "listing", "resume decision", "correlate"]
-    return Result(title, columns, rows, {}, figures)
+    return Measurement(title, columns, rows, {}, figures)
 
 
 def names(n: int) -> list[str]:
@@ -89,11 +89,11 @@ def names(n: int) -> list[str]:
     return [f"{twin}-{stage}" for twin in twins for stage in ("pt", "sft")]
 
 
-def measure(step: Callable[..., object], *given: Any) -> Spent:
+def measure(step: Callable[..., object], *given: Any) -> ProcessCost:
     """A step in a process of its own."""
     started = time.perf_counter()
     peak = alone(peak_of, step, *given)
-    return Spent(time.perf_counter() - started, peak)
+    return ProcessCost(time.perf_counter() - started, peak)
 
 
 def peak_of(step: Callable[..., object], *given: Any) -> float:

@@ -15,9 +15,9 @@ from evalengine.benchmarks import BENCHMARKS, Item, ItemSet
 from evalengine.checkpoints import Checkpoint
 from evalengine.checkpoints.resolve import discover
 from evalengine.errors import UserError
-from evalengine.groups import Group
+from evalengine.groups import CheckpointGroup
 from evalengine.plan.encoding import Scores, Sequences
-from evalengine.resume import Asked, Options
+from evalengine.resume import Asked, ScoreOptions
 
 WORDS = 100_000  # of the vocabulary: numbers; the tokenizer's file has 2 MB, as real ones do
 Sizes = Mapping[str, tuple[int, int]]  # benchmark: number of items, choices of each
@@ -74,8 +74,8 @@ def item_set(name: str, items: int, choices: int) -> ItemSet:
 def score(checkpoints: list[Checkpoint], sizes: Sizes, out: Path) -> int:
     """Scores what the store does not hold; the number of files written. Raises UserError where a checkpoint fails."""
     sets = [(item_set(name, *size), "acc") for name, size in sizes.items()]
-    groups = [Group((checkpoint,)) for checkpoint in checkpoints]
-    outcomes = runner.run(groups, Asked(sets, out, Options()), Alone(Instant()))
+    groups = [CheckpointGroup((checkpoint,)) for checkpoint in checkpoints]
+    outcomes = runner.run(groups, Asked(sets, out, ScoreOptions()), Alone(Instant()))
     for outcome in outcomes:
         if outcome.failure:
             raise UserError(f"{outcome.checkpoint.name}: {outcome.failure}")

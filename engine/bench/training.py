@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 
 from evalengine.bench import plain_loop
-from evalengine.bench.harness import Result, Row, alone, medians, peak_memory
+from evalengine.bench.harness import Measurement, Row, alone, medians, peak_memory
 from evalengine.kernels import linear_cross_entropy
-from evalengine.training.data.rows import Batch
+from evalengine.training.data.rows import TrainingBatch
 from evalengine.training.decoder.model import Decoder, Shape
 from evalengine.training.fitting.loop import fit
 from evalengine.training.fitting.mfu import peak_of
@@ -39,7 +39,7 @@ COLUMNS = ["case", "evalengine", "plain loop", "ratio", "of the matrix-product r
 LOSS_ROWS, LOSS_D, LOSS_V = 2048, 256, 100_864
 
 
-class Case(NamedTuple):
+class TrainingCase(NamedTuple):
     """A model and batch to train on."""
 
     name: str
@@ -51,29 +51,31 @@ class Case(NamedTuple):
 
 CASES = {
     "cpu": (
-        Case("0.2M, vocabulary 1k", Shape(64, 3, 2, 32, 192, 1024, 256), 4, 40),
-        Case("0.4M, vocabulary 4k, documents of 150", Shape(64, 3, 2, 32, 192, 4096, 512), 2, 30, 150),
-        Case("1M, vocabulary 4k", Shape(128, 4, 4, 32, 384, 4096, 256), 8, 12),
-        Case("8M, vocabulary 16k", Shape(256, 6, 8, 32, 768, 16384, 512), 4, 4),
+        TrainingCase("0.2M, vocabulary 1k", Shape(64, 3, 2, 32, 192, 1024, 256), 4, 40),
+        TrainingCase(
+            "0.4M, vocabulary 4k, documents of 150", Shape(64, 3, 2, 32, 192, 4096, 512), 2, 30, 150
+        ),
+        TrainingCase("1M, vocabulary 4k", Shape(128, 4, 4, 32, 384, 4096, 256), 8, 12),
+        TrainingCase("8M, vocabulary 16k", Shape(256, 6, 8, 32, 768, 16384, 512), 4, 4),
     ),
-    "cuda": (Case("240M, vocabulary 100,864", Shape(768, 8, 8, 256, 6144, 100_864, 4096), 8, 9),),
+    "cuda": (TrainingCase("240M, vocabulary 100,864", Shape(768, 8, 8, 256, 6144, 100_864, 4096), 8, 9),),
 }
 
 
-class Batches:
+class RandomBatches:
     """Random tokens, in rows of one document or of several, where attention must stay inside them."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: TrainingCase) -> None:
         self.case, self.steps = case, WARM_STEPS + case.steps
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> TrainingBatch:
         context, rows = self.case.shape.context, self.case.rows
         token_BT = np.random.default_rng(step).integers(0, self.case.shape.vocab, (rows, context + 1))
         position_BT = np.tile(np.arange(context) % (self.case.document or context), (rows, 1))
-        return Batch(token_BT[:, :-1], position_BT, token_BT[:, 1:], "random tokens")
+        return TrainingBatch(token_BT[:, :-1], position_BT, token_BT[:, 1:], "random tokens")
 
 
-def run(quick: bool = False, device: str = "cpu") -> Result:
+def run(quick: bool = False, device: str = "cpu") -> Measurement:
     """`quick` runs the first case once. Ratios above 1 favour the trainer."""
     kind = device.split(":")[0]
     rows: list[Row] = []
@@ -87,10 +89,10 @@ def run(quick: bool = False, device: str = "cpu") -> Result:
         name = f"memory of the loss, vocabulary {LOSS_V:,}"
         ratios[name] = plain / ours
         rows.append([name, f"{ours:,.0f} MiB", f"{plain:,.0f} MiB", f"{plain / ours:.2f}", ""])
-    return Result(f"training against a plain loop, {device}", COLUMNS, rows, ratios)
+    return Measurement(f"training against a plain loop, {device}", COLUMNS, rows, ratios)
 
 
-def compare(case: Case, device: str, quick: bool) -> tuple[Row, dict[str, float]]:
+def compare(case: TrainingCase, device: str, quick: bool) -> tuple[Row, dict[str, float]]:
     """(row of the table, ratios) of one case."""
     gpu = device.startswith("cuda")
     ours_alone, plain_alone = (
@@ -111,20 +113,22 @@ def compare(case: Case, device: str, quick: bool) -> tuple[Row, dict[str, float]
     return [case.name, ours, plain, f"{ratio:.2f}", share], ratios
 
 
-def our_rate(case: Case, device: str, compiled: bool) -> float:
+def our_rate(case: TrainingCase, device: str, compiled: bool) -> float:
     """Tokens per second, as `evalengine train` runs on this device."""
     keep_freed_memory()
     model = Decoder(case.shape).initialise(torch.Generator().manual_seed(0))
     place = Place(device, autocast=device.startswith("cuda"), compile=compiled)
-    return rate_of(case, lambda report: fit(model, Batches(case), Pretrain(tokens=0, lr=1e-3), place, report))
+    return rate_of(
+        case, lambda report: fit(model, RandomBatches(case), Pretrain(tokens=0, lr=1e-3), place, report)
+    )
 
 
-def plain_rate(case: Case, device: str) -> float:
+def plain_rate(case: TrainingCase, device: str) -> float:
     """Tokens per second of the plain loop."""
-    return rate_of(case, lambda report: plain_loop.run(case.shape, Batches(case), device, report))
+    return rate_of(case, lambda report: plain_loop.run(case.shape, RandomBatches(case), device, report))
 
 
-def rate_of(case: Case, train: Callable[[Callable[[object], None]], object]) -> float:
+def rate_of(case: TrainingCase, train: Callable[[Callable[[object], None]], object]) -> float:
     """Tokens per second of the timed steps of a loop that reports the end of each step."""
     ends: list[float] = []
     train(lambda step: ends.append(time.perf_counter()))

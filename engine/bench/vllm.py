@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from evalengine.bench.harness import Result, Row, against, alone, medians, rounds, timed
-from evalengine.bench.inputs import SHAPES, Shape, make_model, workplace
+from evalengine.bench.harness import Measurement, Row, against, alone, medians, rounds, timed
+from evalengine.bench.inputs import SHAPES, ModelSize, make_model, workplace
 from evalengine.checkpoints import Checkpoint
 from evalengine.checkpoints.resolve import discover
 from evalengine.errors import UserError
@@ -69,7 +69,7 @@ class Setup(NamedTuple):
 
     work: Path
     device: str
-    shape: Shape
+    shape: ModelSize
     window: int
     workloads: tuple[Workload, ...]
     rounds: int
@@ -100,13 +100,13 @@ class Setup(NamedTuple):
                 self.found(f"{name}: {side}", seconds)
 
 
-def run(quick: bool = False, device: str = "cpu", vllm_arg: list[str] | None = None) -> Result:
+def run(quick: bool = False, device: str = "cpu", vllm_arg: list[str] | None = None) -> Measurement:
     engine.require()
     gpu = device.startswith("cuda")
-    shape = SHAPES["240M"] if gpu else Shape(50_304, 256, 4, 4, 704)
+    shape = SHAPES["240M"] if gpu else ModelSize(50_304, 256, 4, 4, 704)
     zero, few = (250, 100) if gpu else (120, 40)
     if quick:
-        shape, zero, few = Shape(5_000, 256, 4, 4, 704), 10, 10
+        shape, zero, few = ModelSize(5_000, 256, 4, 4, 704), 10, 10
     shared, context = (600, 60) if gpu else (300, 40)
     workloads = (Workload("zero-shot", zero, 0, 60), Workload("few-shot", few, shared, context))
     settings = engine_settings(vllm_arg or [])
@@ -136,7 +136,7 @@ def limited(seconds: int, part: Callable[..., None], *args: Any) -> None:
     signal.alarm(0)
 
 
-def result(shape: Shape, names: list[str], figures: dict[str, float], failures: list[str]) -> Result:
+def result(shape: ModelSize, names: list[str], figures: dict[str, float], failures: list[str]) -> Measurement:
     rows: list[Row] = []
     ratios: dict[str, float] = {}
     for name in names:
@@ -154,7 +154,7 @@ def result(shape: Shape, names: list[str], figures: dict[str, float], failures: 
         ratios[f"{head}fused scorer / (prefill + head GEMM)"] = round(took[OURS] / floor, 3)
     title = f"Scoring inside vLLM: Llama of width {shape.hidden}, {shape.layers} layers, vocabulary {shape.vocab:,}"
     columns = ("workload", "side", "seconds", "ratio to ours")
-    return Result(title, columns, rows, ratios, figures, failures or None)
+    return Measurement(title, columns, rows, ratios, figures, failures or None)
 
 
 # --- parts

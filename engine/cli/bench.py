@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
     quiet_transformers()
     load = harness.load_average(args.quick)
-    result: harness.Result = module.run(args.quick, **options)
+    result: harness.Measurement = module.run(args.quick, **options)
     record = harness.machine(load)
     if args.json:
         console.emit_json(result.as_json() | record)

@@ -11,7 +11,7 @@ from evalengine.errors import UserError
 
 if TYPE_CHECKING:
     from evalengine.checkpoints import Checkpoint
-    from evalengine.groups import Group
+    from evalengine.groups import CheckpointGroup
 
 
 def register(subparsers: Any) -> None:
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     return score.carry_out(args, groups, score.items_of(args))
 
 
-def groups_of(args: argparse.Namespace, found: list[Checkpoint]) -> list[Group]:
+def groups_of(args: argparse.Namespace, found: list[Checkpoint]) -> list[CheckpointGroup]:
     """What is emulated with what. Raises UserError."""
     from evalengine import emulation
 

@@ -58,13 +58,13 @@ def run(args: argparse.Namespace) -> int:
     if args.ckpts is not None and not args.ckpts.is_dir():
         raise UserError(f"there is no folder {args.ckpts}: --ckpts is the one that `evalengine train` wrote")
     if args.study is not None:
-        plan = expose.of_study(studies.load(args.study), args.data, args.out, args.ckpts or Path("ckpts"))
+        corpus = expose.of_study(studies.load(args.study), args.data, args.out, args.ckpts or Path("ckpts"))
     else:
-        plan = expose.of_files(args.source, args.field or "text", args.data)
-    sets = expose.load_sets(plan.data, args.benchmarks, args.limit, args.seed)
-    done = expose.run(plan, sets, args.out, args.jobs)
+        corpus = expose.of_files(args.source, args.field or "text", args.data)
+    sets = expose.load_sets(corpus.data, args.benchmarks, args.limit, args.seed)
+    done = expose.run(corpus, sets, args.out, args.jobs)
     path = args.out / table.NAME
-    similar = similarity.expose(plan.sources, sets, kinds, args.out, done.exposure.about)
+    similar = similarity.expose(corpus.sources, sets, kinds, args.out, done.exposure.about)
     if args.json:
         sources = {name: size._asdict() for name, size in done.exposure.about.sources.items()}
         held = {benchmark: dict(by_n) for benchmark, by_n in expose.items_held(done.exposure).items()}

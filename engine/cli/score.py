@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from evalengine.benchmarks import ItemSet
     from evalengine.cluster.pool import Cluster
     from evalengine.events import Outcome
-    from evalengine.groups import Group
+    from evalengine.groups import CheckpointGroup
     from evalengine.resume import Asked
 
 
@@ -115,7 +115,7 @@ def add_ray(p: argparse.ArgumentParser, verb: str, hang_after: bool = False) -> 
 
 def run(args: argparse.Namespace) -> int:
     from evalengine.checkpoints.resolve import asked_in_chat, discover
-    from evalengine.groups import Group
+    from evalengine.groups import CheckpointGroup
 
     found = discover(args.checkpoints, args.manifest, args.base)
     if args.chat:
@@ -130,10 +130,10 @@ def run(args: argparse.Namespace) -> int:
         asked = asked._replace(item_sets=in_formats(asked.item_sets, args.formats, args.cue))
     elif args.cue:
         raise UserError("--cue is for --formats: add that, or leave it out")
-    return carry_out(args, [Group((checkpoint,)) for checkpoint in found], asked)
+    return carry_out(args, [CheckpointGroup((checkpoint,)) for checkpoint in found], asked)
 
 
-def carry_out(args: argparse.Namespace, groups: Sequence[Group], asked: Asked) -> int:
+def carry_out(args: argparse.Namespace, groups: Sequence[CheckpointGroup], asked: Asked) -> int:
     """Scores groups of checkpoints here or on a cluster, and shows what has become of them; the exit code."""
     from evalengine import runner
     from evalengine.backends import models_for
@@ -171,11 +171,13 @@ def items_of(args: argparse.Namespace) -> Asked:
     """What the options of `add_items` ask for, into --out, which may be a URI until the store is opened."""
     from evalengine import runner
     from evalengine.benchmarks import resolve
-    from evalengine.resume import Asked, Options
+    from evalengine.resume import Asked, ScoreOptions
 
     only_tasks = args.lm_eval_tasks and args.benchmarks == "all"
     benchmarks = [] if only_tasks else available(resolve(args.benchmarks, args.benchmark_file), args)
-    options = Options(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Options)})
+    options = ScoreOptions(
+        **{field.name: getattr(args, field.name) for field in dataclasses.fields(ScoreOptions)}
+    )
     more = []
     if args.lm_eval_tasks:
         from evalengine.lm_eval.tasks import load_tasks

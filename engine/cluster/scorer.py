@@ -18,12 +18,12 @@ from evalengine.checkpoints import Checkpoint, check_unchanged
 from evalengine.checkpoints.resolve import ReadAhead
 from evalengine.cluster.pool import Heartbeat
 from evalengine.errors import ModelError, UserError
-from evalengine.groups import Group, Wanted
+from evalengine.groups import CheckpointGroup, Wanted
 from evalengine.plan.encoding import Scores
 from evalengine.untrusted import reason
 
 
-class Scored(NamedTuple):
+class ScoredUnit(NamedTuple):
     """A finished unit: the scores that were wanted, in their order."""
 
     scores: list[Scores]
@@ -66,7 +66,7 @@ class Scorer:
         self._models = models_for(self._spec, self._count)
         return ray.get_runtime_context().get_node_id(), socket.gethostname()
 
-    def identify(self, group: Group) -> list[str] | Failure:
+    def identify(self, group: CheckpointGroup) -> list[str] | Failure:
         """The fingerprints of a group's members, as this node sees them."""
         try:
             return [self._identified(one, group.members).fingerprint for one in group.members]
@@ -75,13 +75,13 @@ class Scorer:
 
     def run(
         self,
-        group: Group,
+        group: CheckpointGroup,
         vocabulary: int,
         benchmark: str,
         plan: list[Any],
         wanted: Wanted,
-        ahead: Group | None,
-    ) -> Scored | Failure:
+        ahead: CheckpointGroup | None,
+    ) -> ScoredUnit | Failure:
         """Scores an identified group on a benchmark; loads it before where it is not there.
 
         plan: a list around Ray's reference, so that the plan is fetched once and then kept. ahead: the group that this worker
@@ -104,7 +104,7 @@ class Scorer:
             started = time.monotonic()
             score = partial(self._models.score, wanted)
             scores = runner.scores_of(score, self._plans[ref], benchmark, self._progress)
-            return Scored(scores, time.monotonic() - started, load_s, tuple(self._models.notes))
+            return ScoredUnit(scores, time.monotonic() - started, load_s, tuple(self._models.notes))
         except Exception as error:
             self._loaded = ()
             return failure(error)
@@ -117,7 +117,7 @@ class Scorer:
             )
         return self._reading.identified(checkpoint, others)
 
-    def _load(self, group: Group, vocabulary: int, following: Sequence[Checkpoint]) -> float:
+    def _load(self, group: CheckpointGroup, vocabulary: int, following: Sequence[Checkpoint]) -> float:
         """Loads a group unless it is loaded. Raises UserError where its weights are not those that were identified."""
         wanted = tuple((one.name, one.fingerprint) for one in group.members)
         if self._loaded == wanted:

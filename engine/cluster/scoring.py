@@ -20,10 +20,10 @@ from evalengine.checkpoints import Checkpoint
 from evalengine.cluster import connect
 from evalengine.cluster.pool import Cluster, Ended, Need, Pool, Worker, need_of
 from evalengine.cluster.schedule import STRIKES, Schedule, Unit
-from evalengine.cluster.scorer import Failure, Scored, Scorer
+from evalengine.cluster.scorer import Failure, ScoredUnit, Scorer
 from evalengine.errors import UserError
 from evalengine.events import Emit, Outcome
-from evalengine.groups import Group, Tasks, keep, pending_of
+from evalengine.groups import CheckpointGroup, Tasks, keep, pending_of
 from evalengine.plan.plans import Planner
 from evalengine.resume import Asked
 
@@ -40,7 +40,7 @@ COPIES = 5e6  # and a remote one not to be downloaded more slowly
 class State:
     """A group during the run. `left`: its benchmarks without a result, None before it is identified."""
 
-    group: Group
+    group: CheckpointGroup
     size: float  # bytes of its weights
     left: dict[str, Tasks] | None = None
     vocabulary: int = 0  # ids of its tokenizer, where that is needed
@@ -55,7 +55,7 @@ class State:
         return self.left == {}
 
 
-class Plan(NamedTuple):
+class SharedPlan(NamedTuple):
     """A benchmark for a tokenizer, and Ray's reference to it, by which workers get it."""
 
     encoded: Encoded
@@ -63,7 +63,7 @@ class Plan(NamedTuple):
 
 
 def run(
-    groups: Sequence[Group],
+    groups: Sequence[CheckpointGroup],
     asked: Asked,
     spec: BackendSpec,
     cluster: Cluster,
@@ -78,7 +78,7 @@ def run(
             runner.followed(groups, asked, on_event) as (whole, outcomes, emit, line),
             Pool(Scorer, arguments, need, cluster.workers) as pool,
         ):
-            Run(whole, asked._replace(out=asked.out.resolve()), spec, emit, cluster.hang_s).go(
+            ClusterRun(whole, asked._replace(out=asked.out.resolve()), spec, emit, cluster.hang_s).go(
                 pool, line.rows
             )
         store.log_run(asked.out, outcomes.record(spec, asked.options) | {"workers": pool.made})
@@ -94,14 +94,14 @@ def placed(spec: BackendSpec, need: Need) -> BackendSpec:
     return spec._replace(dtype=dtype, settings=settings)
 
 
-class Run:
+class ClusterRun:
     """One run's state, and what happens when a worker is idle, a plan is made, a task ends.
 
     A worker's task is a group's name, to identify it, or a unit.
     """
 
     def __init__(
-        self, whole: Sequence[Group], asked: Asked, spec: BackendSpec, emit: Emit, hang_s: float
+        self, whole: Sequence[CheckpointGroup], asked: Asked, spec: BackendSpec, emit: Emit, hang_s: float
     ) -> None:
         self.asked, self.spec, self.emit, self.hang_s = asked, spec, emit, hang_s
         options = asked.options
@@ -109,8 +109,8 @@ class Run:
         self.states = {group.name: State(group, size) for group, size in zip(whole, sizes, strict=True)}
         self.schedule = Schedule({name: state.size for name, state in self.states.items()})
         self.planner = Planner(options.trust_remote_code, options.pmi, options.chat)
-        self.made: dict[str, Plan] = {}  # by their key
-        self.plans: dict[tuple[str, str], Plan] = {}  # of group and benchmark
+        self.made: dict[str, SharedPlan] = {}  # by their key
+        self.plans: dict[tuple[str, str], SharedPlan] = {}  # of group and benchmark
         self.unplanned: list[tuple[State, ItemSet]] = []  # of identified groups
         # The first one's plans are made while workers start and read it.
         first = self.schedule.unseen[0]
@@ -154,14 +154,14 @@ class Run:
             with contextlib.suppress(Exception):  # said when it is identified
                 self._planned(*self.early.pop(0))
 
-    def _planned(self, state: State, items: ItemSet) -> Plan:
+    def _planned(self, state: State, items: ItemSet) -> SharedPlan:
         import ray
 
         first = state.group.members[0]
         key = self.planner.key(first, items)
         if key not in self.made:
             encoded = self.planner.plan(first, items)
-            self.made[key] = Plan(encoded, ray.put(encoded))
+            self.made[key] = SharedPlan(encoded, ray.put(encoded))
         return self.made[key]
 
     # --- handing out
@@ -245,7 +245,7 @@ class Run:
         self.unplanned += [(state, items) for items, _ in self.asked.item_sets if items.benchmark in left]
         self._finish(state)
 
-    def _scored(self, state: State, unit: Unit, scored: Scored) -> None:
+    def _scored(self, state: State, unit: Unit, scored: ScoredUnit) -> None:
         state.seconds += scored.seconds + scored.load_s
         self.schedule.measured(unit.cost, scored.seconds, scored.load_s)
         left = state.left or {}

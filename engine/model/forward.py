@@ -20,8 +20,7 @@ from torch import Tensor
 
 from evalengine.checkpoints.pretrained import text_config
 from evalengine.kernels import logits_logprobs, target_logprobs
-from evalengine.kernels.head import Head
-from evalengine.kernels.head import Rows as HeadedRows
+from evalengine.kernels.head import Head, HeadedRows
 from evalengine.model import attention_operator
 from evalengine.model.compiled import CompiledLayers
 from evalengine.model.device_batch import on_device

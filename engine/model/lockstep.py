@@ -93,8 +93,8 @@ class Lockstep:
         for i in {*wanted.own, *shifted}:
             self.loaded[i].check_ids(sequences)
             self.loaded[i].reach(int((np.diff(sequences.offset) - 1).max(initial=0)))
-        common = plan_of([self.loaded[i] for i in shifted], sequences) if shifted else None
-        own = [i for i in wanted.own if plan_of([self.loaded[i]], sequences) == common]
+        common = execution_of([self.loaded[i] for i in shifted], sequences) if shifted else None
+        own = [i for i in wanted.own if execution_of([self.loaded[i]], sequences) == common]
         found = {i: self.loaded[i].score(sequences, progress) for i in wanted.own if i not in own}
         together = self._together(own, shifted, wanted.shifts, sequences, progress) if shifted else []
         found |= zip(own, together, strict=False)
@@ -158,7 +158,7 @@ class Lockstep:
             self._running = backend
 
 
-class Plan(NamedTuple):
+class Execution(NamedTuple):
     """How models run some sequences."""
 
     ways: tuple[tuple[str, int], ...]  # the fastest first, and up to how many tokens fed each is used
@@ -166,7 +166,7 @@ class Plan(NamedTuple):
     tokens: int  # of another
 
 
-def plan_of(backends: Sequence[TorchBackend], sequences: Sequences) -> Plan:
+def execution_of(backends: Sequence[TorchBackend], sequences: Sequences) -> Execution:
     """The fastest ways that all of these models have."""
     longest, done = int((np.diff(sequences.offset) - 1).max(initial=0)), 0
     ways = []
@@ -175,18 +175,18 @@ def plan_of(backends: Sequence[TorchBackend], sequences: Sequences) -> Plan:
         if most > done:
             ways.append((way, most))
             done = most
-    return Plan(tuple(ways), min(map(packed_tokens, backends)), min(b.plain_tokens for b in backends))
+    return Execution(tuple(ways), min(map(packed_tokens, backends)), min(b.plain_tokens for b in backends))
 
 
 def parts_of(backends: Sequence[TorchBackend], sequences: Sequences) -> list[Part]:
     """The sequences by the way in which they run: as one of the models has packed them for itself where that will do."""
-    plan = plan_of(backends, sequences)
+    execution = execution_of(backends, sequences)
     for backend in backends:
-        if plan_of([backend], sequences) == plan:
+        if execution_of([backend], sequences) == execution:
             return backend.parts(sequences)
     packer, done, found = min(backends, key=packed_tokens), 0, []
     length_S = np.diff(sequences.offset) - 1
-    for way, most in plan.ways:
+    for way, most in execution.ways:
         index = np.flatnonzero((length_S > done) & (length_S <= most))
         if len(index):
             found.append(packer.part(way, sequences.take(index), index))

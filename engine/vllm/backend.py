@@ -26,7 +26,7 @@ from evalengine.model.torch_backend import DTYPES, ROUNDING
 from evalengine.plan.encoding import OnProgress, Scores, Sequences
 from evalengine.untrusted import printable, reason
 from evalengine.vllm import SCORER, engine
-from evalengine.vllm.proof import SETTINGS, Proof, make_twin
+from evalengine.vllm.proof import SETTINGS, VllmProof, make_twin
 from evalengine.vllm.requests import Request, Requests, plan
 from evalengine.vllm.worker import digest
 
@@ -36,7 +36,7 @@ DIGESTS = 8  # tensors whose digests are compared after a swap, the largest firs
 DIGEST_BYTES = 64 << 20  # of a tensor at most
 
 # By architecture and settings: facts, whichever backend found them.
-_proofs: dict[tuple[str, ...], Proof] = {}
+_proofs: dict[tuple[str, ...], VllmProof] = {}
 
 
 class VllmBackend:
@@ -68,7 +68,7 @@ class VllmBackend:
         self._settings |= settings
         self._allow_pickle = allow_pickle
         self._llm: Any = None
-        self._proof = Proof(0, ())  # of the configuration that runs
+        self._proof = VllmProof(0, ())  # of the configuration that runs
         self._identity: Any = None
         self._checkpoint: Any = None
         self._proven = False  # this engine took its own weights again, and nothing changed
@@ -130,7 +130,7 @@ class VllmBackend:
         self._llm = engine.start(checkpoint, settings)
         self._proven, self._canary = False, self._score_canary()
 
-    def _prove(self, checkpoint: Checkpoint, length: int) -> Proof:
+    def _prove(self, checkpoint: Checkpoint, length: int) -> VllmProof:
         """Compares vLLM with transformers on the checkpoint's twin, in an engine of its own. Raises UserError."""
         key = (checkpoint.architecture, repr(sorted(self._settings.items())))
         if key in _proofs and _proofs[key].length >= length:
@@ -142,7 +142,7 @@ class VllmBackend:
             requests = plan(twin.sequences(reached))
             twin.check(self._ask(requests.requests)[0][requests.index_T], reached)
             self.close()
-        _proofs[key] = Proof(length, twin.tied)
+        _proofs[key] = VllmProof(length, twin.tied)
         return _proofs[key]
 
     def close(self, error: Exception | None = None) -> None:
@@ -311,7 +311,7 @@ def refuse_float8(stored: dict[str, weights.FileTensor]) -> None:
             )
 
 
-def check_tied(checkpoint: Checkpoint, stored: dict[str, weights.FileTensor], proof: Proof) -> None:
+def check_tied(checkpoint: Checkpoint, stored: dict[str, weights.FileTensor], proof: VllmProof) -> None:
     """Raises UserError where a file has tensors of their own for what is one parameter: vLLM would drop all but one."""
     for group in proof.tied:
         names = [name for name in group if name in stored]

@@ -38,7 +38,7 @@ SETTINGS = {
 LENGTH_DEPENDENT = ("longrope", "dynamic")  # rotary factors, by the name of their kind
 
 
-class Proof(NamedTuple):
+class VllmProof(NamedTuple):
     """A configuration that vLLM computes as transformers does, for sequences of up to `length` tokens fed."""
 
     length: int

@@ -15,11 +15,11 @@ from evalengine.training.exposure import similarity, table
 
 Row = tuple[str, str, str, str, int, int, int, int]  # benchmark, item, source, kind, choice, n, grams, count
 
-NO_SOURCES = table.About({})
+NO_SOURCES = table.ExposureAbout({})
 
 
 def write_exposure(
-    folder: Path, items: Mapping[str, Sequence[str]], rows: Sequence[Row], about: table.About
+    folder: Path, items: Mapping[str, Sequence[str]], rows: Sequence[Row], about: table.ExposureAbout
 ) -> None:
     columns = list(zip(*rows, strict=True)) if rows else [()] * 8
     coded = []
@@ -34,7 +34,7 @@ def write_exposure(
 def write_similarity(
     folder: Path,
     rows: Sequence[tuple[str, str, int, str, str, float]],
-    about: table.About = NO_SOURCES,
+    about: table.ExposureAbout = NO_SOURCES,
 ) -> None:
     """rows: benchmark, item, choice, source, kind, value."""
     benchmark, item, choice, source, kind, value = zip(*rows, strict=True)
@@ -58,7 +58,7 @@ def write_for(folder: Path, scores: Path, stages: Sequence[str] | None = None, s
     shares = {
         m: {sources[0]: 0.1 + 0.1 * k, sources[1]: 0.9 - 0.1 * k} for k, m in enumerate(design.mixtures)
     }
-    about = table.About(
+    about = table.ExposureAbout(
         dict.fromkeys(sources, table.SourceSize(900, 5000, 10, 1000, False)),
         shares,
         dict.fromkeys(design.scales, 3000),

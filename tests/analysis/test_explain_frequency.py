@@ -37,7 +37,7 @@ SHARES = {
 }
 TOKENS = {"1B": 3000}
 CATEGORIES = {"piqa": "Commonsense", "rte": "NLI"}
-ABOUT = table.About(
+ABOUT = table.ExposureAbout(
     {s: table.SourceSize(900, 5000, 10, 1000, False) for s in SOURCES},
     SHARES,
     TOKENS,
@@ -46,7 +46,7 @@ ABOUT = table.About(
 
 
 def write_exposure(
-    folder: Path, items: Mapping[str, Sequence[str]], rows: Sequence[Row], about: table.About = ABOUT
+    folder: Path, items: Mapping[str, Sequence[str]], rows: Sequence[Row], about: table.ExposureAbout = ABOUT
 ) -> None:
     write_rows(folder, items, rows, about)
 
@@ -166,7 +166,7 @@ def test_zero_unknown_and_longest(tmp_path: Path) -> None:
     assert any("reads code up to 2.2 times (in v1p2)" in note for note in exposed.notes(study))
     assert not any("estimated" in note for note in exposed.notes(study))
     sources = {**ABOUT.sources, "code": ABOUT.sources["code"]._replace(tokens_estimated=True)}
-    write_exposure(tmp_path / "exposure", {}, rows, table.About(sources, SHARES, TOKENS))
+    write_exposure(tmp_path / "exposure", {}, rows, table.ExposureAbout(sources, SHARES, TOKENS))
     assert any("how often code is read is estimated" in note for note in exposed.notes(study_of(tmp_path)))
 
 
@@ -254,7 +254,7 @@ def test_across_items_is_not_within_items(tmp_path: Path) -> None:
 
 def test_doses_that_no_mixture_moves_have_no_slope(tmp_path: Path) -> None:
     make_world(tmp_path)
-    alike = table.About(ABOUT.sources, {m: {"web_a": 0.5, "code": 0.5} for m in MIXTURES}, TOKENS)
+    alike = table.ExposureAbout(ABOUT.sources, {m: {"web_a": 0.5, "code": 0.5} for m in MIXTURES}, TOKENS)
     items = {b: [f"i{i}" for i in range(50)] for b in CATEGORIES}
     write_exposure(tmp_path / "exposure", items, [("rte", "i0", "web_a", "cross", 0, 3, 2, 5)], alike)
     rows = frequency.rows(study_of(tmp_path))
@@ -264,15 +264,20 @@ def test_doses_that_no_mixture_moves_have_no_slope(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("about", "words"),
     [
-        (table.About(ABOUT.sources), "counts without a design"),
+        (table.ExposureAbout(ABOUT.sources), "counts without a design"),
         (
-            table.About(ABOUT.sources, {"x": {"web_a": 1.0}}, TOKENS),
+            table.ExposureAbout(ABOUT.sources, {"x": {"web_a": 1.0}}, TOKENS),
             "another study, with mixtures x and scales 1B",
         ),
-        (table.About({"web_a": ABOUT.sources["web_a"]}, SHARES, TOKENS), "no counts of code, web_b, web_c"),
+        (
+            table.ExposureAbout({"web_a": ABOUT.sources["web_a"]}, SHARES, TOKENS),
+            "no counts of code, web_b, web_c",
+        ),
     ],
 )
-def test_exposures_that_do_not_fit_are_refused(tmp_path: Path, about: table.About, words: str) -> None:
+def test_exposures_that_do_not_fit_are_refused(
+    tmp_path: Path, about: table.ExposureAbout, words: str
+) -> None:
     make_world(tmp_path, items=5)
     write_exposure(tmp_path / "exposure", {"rte": ["i0"]}, [], about)
     with pytest.raises(UserError, match=words):
@@ -299,7 +304,7 @@ def test_exposures_of_other_items_are_refused(tmp_path: Path) -> None:
     """Items of another file may have the same ids."""
     make_world(tmp_path, items=5)
     for data, refused in ({"rte": "d"}, False), ({"rte": "other"}, True):  # the store's is d
-        about = table.About(ABOUT.sources, SHARES, TOKENS, data)
+        about = table.ExposureAbout(ABOUT.sources, SHARES, TOKENS, data)
         write_exposure(tmp_path / "exposure", {"rte": ["i0"]}, [], about)
         assert table.read(tmp_path / "exposure" / table.NAME).about.data == data
         if refused:

@@ -48,8 +48,8 @@ def test_a_fresh_process_answers_fails_in_a_sentence_or_is_ended() -> None:
 
 def test_json_has_the_tables_keys_and_only_what_was_measured() -> None:
     table = {"title": "t", "columns": ["a"], "rows": [["1"]]}
-    assert harness.Result(**table, ratios={"x": 2.0}).as_json() == table | {"ratios": {"x": 2.0}}
-    whole = harness.Result(**table, ratios={}, figures={"s": 1.0}, failures=[]).as_json()
+    assert harness.Measurement(**table, ratios={"x": 2.0}).as_json() == table | {"ratios": {"x": 2.0}}
+    whole = harness.Measurement(**table, ratios={}, figures={"s": 1.0}, failures=[]).as_json()
     assert whole["figures"] == {"s": 1.0} and whole["failures"] == []
 
 

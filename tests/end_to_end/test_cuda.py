@@ -13,7 +13,7 @@ import torch
 import tiny_models
 from evalengine import store
 from evalengine.cli import main
-from evalengine.training.data.rows import IGNORE, NO_PAIR, Batch, Pairs
+from evalengine.training.data.rows import IGNORE, NO_PAIR, Pairs, TrainingBatch
 from evalengine.training.decoder.model import Decoder, Shape
 from evalengine.training.fitting.loop import fit
 from evalengine.training.fitting.state import Place
@@ -70,19 +70,19 @@ class Documents:
 
     steps = STEPS
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> TrainingBatch:
         rng = np.random.default_rng(step)
         token = (rng.integers(0, 20, (8, 1)) + 3 * np.arange(65)) % 300
         position = np.tile(np.concatenate([np.arange(40), np.arange(24)]), (8, 1))
         target = token[:, 1:].copy()
         target[0, :7] = IGNORE
-        return Batch(token[:, :-1], position, target, f"rows of step {step}")
+        return TrainingBatch(token[:, :-1], position, target, f"rows of step {step}")
 
 
 class Preferences(Documents):
     """The same rows: the end of the first document is preferred to that of the second, which goes on at random."""
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> TrainingBatch:
         batch = super().batch(step)
         label = np.full(batch.target_BT.shape, NO_PAIR)
         label[:, 34:40], label[:, 58:64] = 2 * np.arange(8)[:, None], 2 * np.arange(8)[:, None] + 1

@@ -10,7 +10,7 @@ import torch
 from oracle import SLACK
 from torch import Tensor
 
-from evalengine.kernels import EmulatedLogprobs, Head, Rows, TargetLogprobs, emulated_logprobs
+from evalengine.kernels import EmulatedLogprobs, Head, HeadedRows, TargetLogprobs, emulated_logprobs
 from evalengine.kernels.target_logprobs import target_logprobs, vectorised
 from evalengine.kernels.target_logprobs_simd import CHUNK_N, TILE_V
 
@@ -20,17 +20,17 @@ N, V, T = 37, 301, 50
 
 def model(
     seed: int, hidden: int, dtype: torch.dtype = torch.float64, vocab: int = V, n: int = N, **options: Any
-) -> Rows:
+) -> HeadedRows:
     g = torch.Generator().manual_seed(seed)
     h_ND = torch.randn(n, hidden, generator=g, dtype=torch.float64)
     w_VD = torch.randn(vocab, hidden, generator=g, dtype=torch.float64) / hidden**0.5 * 3
     bias_V = (
         torch.randn(vocab, generator=g, dtype=torch.float64).to(dtype) if options.pop("bias", False) else None
     )
-    return Rows(h_ND.to(dtype), Head(w_VD.to(dtype), bias_V, **options))
+    return HeadedRows(h_ND.to(dtype), Head(w_VD.to(dtype), bias_V, **options))
 
 
-def logits(rows: Rows, vocab: int | None = None) -> Tensor:
+def logits(rows: HeadedRows, vocab: int | None = None) -> Tensor:
     """In float64, from what the model holds."""
     w_VD, bias_V, scale, softcap = rows.head
     x = rows.h_ND.double() @ w_VD.double().t()
@@ -45,7 +45,7 @@ def targets(count: int = T) -> tuple[Tensor, Tensor]:
 
 
 def exact(
-    models: tuple[Rows, ...], betas: tuple[float, ...], row_T: Tensor, token_T: Tensor
+    models: tuple[HeadedRows, ...], betas: tuple[float, ...], row_T: Tensor, token_T: Tensor
 ) -> tuple[Tensor, Tensor]:
     vocab = min(len(rows.head.w_VD) for rows in models)
     base, tuned, ref = (logits(rows, vocab) for rows in models)
@@ -87,7 +87,7 @@ def test_shapes(n: int, vocab: int, widths: tuple[int, ...], dtype: torch.dtype,
     check(tuple(model(k, hidden, dtype, vocab, n) for k, hidden in enumerate(widths)), SLACK)
 
 
-def check(models: tuple[Rows, ...], slack: float = 4e-6) -> None:
+def check(models: tuple[HeadedRows, ...], slack: float = 4e-6) -> None:
     """The definition holds for the argmax at each beta, a random token and the last one of every row.
 
     What 16 and 32 bits may lose is float32's rounding of sums (bfloat16's products are exact in float32): `slack` for one model,
@@ -115,7 +115,7 @@ def check(models: tuple[Rows, ...], slack: float = 4e-6) -> None:
     assert (found.greedy_BT == greedy).all()
 
 
-def own(rows: Rows, row_T: Tensor, token_T: Tensor) -> TargetLogprobs:
+def own(rows: HeadedRows, row_T: Tensor, token_T: Tensor) -> TargetLogprobs:
     """What the ordinary call gives for a single model."""
     w_VD, bias_V, scale, softcap = rows.head
     return target_logprobs(rows.h_ND, w_VD, row_T, token_T, bias_V=bias_V, scale=scale, softcap=softcap)
@@ -152,7 +152,7 @@ def test_the_first_of_equal_logits_is_the_argmax(path: str) -> None:
     heads[0, list(marks)] = 1.0
     heads[1, [9, TILE_V + 1]] = 1.0  # beta 1 lifts the second and third above the others, beta -1 undoes them
     heads[2, 0] = -2.0  # at beta 1, token 0 is as high as they are
-    models = [Rows(one, Head(w_VD)) for w_VD in heads]
+    models = [HeadedRows(one, Head(w_VD)) for w_VD in heads]
     tokens = torch.tensor([0, *marks])
     found = emulated_logprobs(*models, (0.0, 0.25, -1.0, 1.0), torch.zeros(5, dtype=torch.long), tokens)
     assert tokens[found.greedy_BT.float().argmax(1)].tolist() == [5, 9, 5, 0]
@@ -166,7 +166,7 @@ def test_a_constant_added_to_a_row_of_any_model_changes_nothing() -> None:
     for k in range(3):
         moved = list(models)
         bias_V = torch.full((V,), 7.5, dtype=torch.float64)
-        moved[k] = Rows(models[k].h_ND, models[k].head._replace(bias_V=bias_V))
+        moved[k] = HeadedRows(models[k].h_ND, models[k].head._replace(bias_V=bias_V))
         after = emulated_logprobs(*moved, BETAS, row_T, token_T)
         torch.testing.assert_close(after.logprob_BT, before.logprob_BT, atol=1e-5, rtol=0)
         assert (after.greedy_BT == before.greedy_BT).all()
@@ -224,7 +224,7 @@ def test_the_bits_depend_on_no_other_row_beta_or_thread(dtype: torch.dtype, path
     if path == "vectors":
         assert torch.equal(again.logprob_BT, whole.logprob_BT)
     for rows in ([69], [66, 0, 3], list(range(17))):
-        few = [Rows(x.h_ND[rows], x.head) for x in models]
+        few = [HeadedRows(x.h_ND[rows], x.head) for x in models]
         found = emulated_logprobs(*few, BETAS[::-2], torch.arange(len(rows)), token_T[rows])
         assert torch.equal(found.logprob_BT, whole.logprob_BT[:, rows][[4, 2, 0]])
 
@@ -259,7 +259,7 @@ def test_nothing_to_score_and_what_does_not_fit() -> None:
     assert emulated_logprobs(*models, (), row_T, token_T).logprob_BT.shape == (0, T)
     with pytest.raises(ValueError, match="same rows"):
         emulated_logprobs(
-            models[0], Rows(models[1].h_ND[1:], models[1].head), models[2], BETAS, row_T, token_T
+            models[0], HeadedRows(models[1].h_ND[1:], models[1].head), models[2], BETAS, row_T, token_T
         )
     with pytest.raises(ValueError, match="vocab_size"):
         emulated_logprobs(*models, BETAS, row_T, token_T, vocab_size=V + 1)
@@ -267,11 +267,13 @@ def test_nothing_to_score_and_what_does_not_fit() -> None:
         emulated_logprobs(*models, BETAS, row_T, token_T + V)
 
 
-def triton_call(models: tuple[Rows, ...], device: str, row_T: Tensor, token_T: Tensor) -> EmulatedLogprobs:
+def triton_call(
+    models: tuple[HeadedRows, ...], device: str, row_T: Tensor, token_T: Tensor
+) -> EmulatedLogprobs:
     from evalengine.kernels.emulated_logprobs_triton import emulated_logprobs_triton
 
     there = [
-        Rows(r.h_ND.to(device), Head(*(x.to(device) if isinstance(x, Tensor) else x for x in r.head)))
+        HeadedRows(r.h_ND.to(device), Head(*(x.to(device) if isinstance(x, Tensor) else x for x in r.head)))
         for r in models
     ]
     with warnings.catch_warnings():
@@ -331,7 +333,7 @@ def test_the_triton_kernel_in_several_launches(device: str, monkeypatch: pytest.
 @pytest.mark.parametrize("indices", ["cpu", "cuda"])
 def test_a_call_never_waits_for_the_device(indices: str) -> None:
     models = [model(k, 32, torch.bfloat16) for k in range(3)]
-    there = [Rows(rows.h_ND.cuda(), Head(rows.head.w_VD.cuda())) for rows in models]
+    there = [HeadedRows(rows.h_ND.cuda(), Head(rows.head.w_VD.cuda())) for rows in models]
     row_T, token_T = (index_T.to(indices) for index_T in targets(12))
     first = emulated_logprobs(*there, BETAS, row_T, token_T)  # compiles
     torch.cuda.set_sync_debug_mode("error")

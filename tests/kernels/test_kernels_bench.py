@@ -49,7 +49,7 @@ def test_a_baseline_that_fails_late_loses_its_own_figures_alone() -> None:
             raise torch.OutOfMemoryError("no memory")
         return torch.zeros(1)
 
-    case = bench.make_case(bench.Shape("small", 16, 8, 40, dtype=torch.float32), "cpu")
+    case = bench.make_case(bench.HeadShape("small", 16, 8, 40, dtype=torch.float32), "cpu")
     contenders = {
         "score: target_logprobs": bench.scoring(case)["target_logprobs"],
         "score: late": runs_out_of_memory,

@@ -11,14 +11,14 @@ from test_training_loop import SETTINGS, SHAPE, Stop, Synthetic
 
 from evalengine.training.decoder.model import Decoder
 from evalengine.training.fitting.loop import fit, mean_loss
-from evalengine.training.fitting.parallel import SINGLE, DataParallel, Group, leave
+from evalengine.training.fitting.parallel import SINGLE, DataParallel, ProcessGroup, leave
 from evalengine.training.fitting.state import Place
 
 STEPS, STOPPED = 6, 4
 LEAN = replace(SETTINGS, micro_rows=2, z_loss=1e-3)
 
 
-def whole_run(folder: Path, group: Group = SINGLE, **place: Path) -> Decoder:
+def whole_run(folder: Path, group: ProcessGroup = SINGLE, **place: Path) -> Decoder:
     """Six steps of five rows, so that the processes' shares differ; activations recomputed."""
     model = Decoder(SHAPE, checkpoint_activations=True).initialise(torch.Generator().manual_seed(2))
     fit(model, Synthetic(STEPS, rows=5), LEAN, Place(log=folder / "log", group=group, **place))
@@ -29,7 +29,7 @@ def whole_run(folder: Path, group: Group = SINGLE, **place: Path) -> Decoder:
     return whole
 
 
-def stopped_run(folder: Path, group: Group = SINGLE) -> None:
+def stopped_run(folder: Path, group: ProcessGroup = SINGLE) -> None:
     """The same, stopped after four steps with the state of the third on disk."""
     model = Decoder(SHAPE, checkpoint_activations=True).initialise(torch.Generator().manual_seed(2))
 

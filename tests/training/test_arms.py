@@ -19,7 +19,7 @@ import pytest
 
 from evalengine.cli import main
 from evalengine.errors import UserError
-from evalengine.training.arms import ARMS, LABELS, Asked, changed, parse_asked, unmoved
+from evalengine.training.arms import ARMS, LABELS, TaskConversation, changed, parse_asked, unmoved
 from evalengine.training.chat import Conversation, Message
 from evalengine.training.data import conversations
 from evalengine.training.data.conversations import read, tokenise
@@ -37,14 +37,14 @@ def said(conversation: Conversation) -> list[str]:
     return [m.content.strip() for m in conversation if m.role == "assistant"]
 
 
-def labelled(counts: dict[str, int], task: str = "t") -> list[Asked]:
+def labelled(counts: dict[str, int], task: str = "t") -> list[TaskConversation]:
     texts = [text for text, count in counts.items() for _ in range(count)]
     random.Random(0).shuffle(texts)
-    return [Asked(chat(f"{task} {i}", text), task, tuple(counts)) for i, text in enumerate(texts)]
+    return [TaskConversation(chat(f"{task} {i}", text), task, tuple(counts)) for i, text in enumerate(texts)]
 
 
 CHATS = [
-    Asked(
+    TaskConversation(
         (
             Message("system", f"be brief {i}"),
             *chat(f"question {i}", "yes" if i % 2 else "no", "and then?", f"{i}"),
@@ -68,16 +68,18 @@ def test_instructions_emptied_or_shuffled_leave_the_answers() -> None:
 
 
 def test_an_output_space_names_the_answers_in_an_order_that_says_nothing() -> None:
-    one = Asked((Message("system", "be brief"), *chat("is it so?", " yes")), "boolq", ("yes", "no"))
+    one = TaskConversation(
+        (Message("system", "be brief"), *chat("is it so?", " yes")), "boolq", ("yes", "no")
+    )
     other = one._replace(choices=("no", "yes", "no"), messages=chat("is it?", "no", "really?", "no"))
-    free = Asked(chat("tell me", "a long story"), "talk", ())
+    free = TaskConversation(chat("tell me", "a long story"), "talk", ())
     with_set, with_two, without = changed([one, other, free], "output_space", 0)
     assert [m.content for m in with_set] == ["", "Answer: no / yes", " yes"]
     assert [m.content for m in with_two] == ["Answer: no / yes", "no"] * 2
     assert without == chat("", "a long story")
-    unknown = [Asked(chat(f"{i}?", "abc"[i % 3]), "labels.jsonl") for i in range(30)]
+    unknown = [TaskConversation(chat(f"{i}?", "abc"[i % 3]), "labels.jsonl") for i in range(30)]
     assert {c[0].content for c in changed(unknown, "output_space", 0)} == {"Answer: a / b / c"}
-    many = [Asked(chat(f"{i}?", f"{i}"), "chats.jsonl") for i in range(LABELS + 1)]
+    many = [TaskConversation(chat(f"{i}?", f"{i}"), "chats.jsonl") for i in range(LABELS + 1)]
     with pytest.raises(UserError, match=r"chats\.jsonl has 21 different responses: give each .*`choices`"):
         changed([*unknown, *many], "output_space", 0)
 

@@ -30,7 +30,7 @@ from evalengine.training.decoder import export
 from evalengine.training.decoder.model import Decoder, Shape
 from evalengine.training.dpo import Preferred
 from evalengine.training.fitting.loop import micro_batches
-from evalengine.training.fitting.parallel import Group
+from evalengine.training.fitting.parallel import ProcessGroup
 from evalengine.training.fitting.state import Place
 from evalengine.training.job import Job, fingerprint
 from evalengine.training.prepare import prepare
@@ -132,7 +132,7 @@ def test_every_epoch_shows_every_pair_once_with_both_responses_in_one_row(candid
 def test_two_processes_have_the_loss_of_one(model: Decoder, candidates: Candidates):
     """Micro-batches and the rows of two processes, padded to one shape: sums and gradients are the batch's."""
 
-    class Second(Group):
+    class Second(ProcessGroup):
         def __init__(self, rank: int) -> None:
             self.rank, self.size = rank, 2
 

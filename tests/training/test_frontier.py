@@ -25,7 +25,7 @@ from evalengine.training.chat import Conversation, Message, render
 from evalengine.training.data.conversations import Example, tokenise
 from evalengine.training.decoder import export
 from evalengine.training.decoder.model import Decoder, Shape
-from evalengine.training.fitting.parallel import Group
+from evalengine.training.fitting.parallel import ProcessGroup
 from evalengine.training.fitting.state import Place
 from evalengine.training.job import Job, fingerprint
 from evalengine.training.prepare import prepare
@@ -130,7 +130,7 @@ def test_processes_of_a_group_divide_the_batches(examples, model, monkeypatch: p
     monkeypatch.setattr(frontier, "BATCH_TOKENS", 200)
     parts = []
     for rank in range(3):
-        group = Group()
+        group = ProcessGroup()
         group.rank, group.size = rank, 3
         parts.append(frontier.loss_sums(model, examples, Place(group=group)))
     assert all((part == 0).any() and (part > 0).any() for part in parts)
@@ -315,7 +315,7 @@ def test_the_tables_say_what_was_selected(chosen: Path, write_study, capsys):
     said = capsys.readouterr().out
     assert "selected by ifd, quantiles 0.25 to 0.75" in said and "mixtures at S" in said
     rows = [line.split(",") for line in (chosen / ".study/selection.csv").read_text().splitlines()]
-    assert rows[0] == list(selection_report.Row._fields) and [r[:2] for r in rows[1:]] == [
+    assert rows[0] == list(selection_report.SelectionRow._fields) and [r[:2] for r in rows[1:]] == [
         ["S", "m1"],
         ["S", "m2"],
     ]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from evalengine.training.data.rows import Batch
+from evalengine.training.data.rows import TrainingBatch
 from evalengine.training.decoder.model import Decoder, Shape
 from evalengine.training.fitting.loop import Step, fit
 from evalengine.training.fitting.mfu import Utilisation, peak_flops, peak_of
@@ -47,9 +47,9 @@ def test_a_steps_flops_are_those_of_its_documents(tmp_path: Path):
     class Rows:
         steps = 1
 
-        def batch(self, step: int) -> Batch:
+        def batch(self, step: int) -> TrainingBatch:
             token = np.arange(8).reshape(2, 4)
-            return Batch(token, np.array([[0, 1, 2, 0]] * 2), token, "")
+            return TrainingBatch(token, np.array([[0, 1, 2, 0]] * 2), token, "")
 
     seen: list[Step] = []
     model = Decoder(shape).initialise(torch.Generator().manual_seed(0))

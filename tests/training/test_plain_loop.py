@@ -51,7 +51,7 @@ def test_the_plain_model_is_the_trainers():
 @pytest.mark.parametrize("document", [0, 9])
 def test_both_loops_do_the_same_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, document: int):
     """From the same weights, at the same constant rate, the losses of six steps agree."""
-    case = bench.Case("tiny", SHAPE, rows=4, steps=4, document=document)
+    case = bench.TrainingCase("tiny", SHAPE, rows=4, steps=4, document=document)
     start = Decoder(SHAPE).initialise(torch.Generator().manual_seed(1))
     made, seen = plain_loop.Plain, []
 
@@ -61,11 +61,11 @@ def test_both_loops_do_the_same_work(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return model
 
     monkeypatch.setattr(plain_loop, "Plain", with_weights)
-    plain_loop.run(SHAPE, bench.Batches(case), "cpu", seen.append)
+    plain_loop.run(SHAPE, bench.RandomBatches(case), "cpu", seen.append)
     ours = Decoder(SHAPE)
     from_llama(ours, to_llama(start))
     settings = Pretrain(tokens=0, lr=1e-3, warmup=0.0, min_lr=1.0)
-    fit(ours, bench.Batches(case), settings, Place(log=tmp_path / "log"))
+    fit(ours, bench.RandomBatches(case), settings, Place(log=tmp_path / "log"))
     losses = [json.loads(line)["loss"] for line in (tmp_path / "log").read_text().splitlines()]
     assert len(losses) == 6
     # the plain loop decays norms too: a difference of 1e-4 of a weight of one in a step

@@ -29,7 +29,7 @@ from evalengine.training.exposure import dsir
 from evalengine.training.exposure.chunks import chunks, queries
 from evalengine.training.exposure.embedding import wordllama_model
 from evalengine.training.exposure.similarity import KINDS, similarities, write
-from evalengine.training.exposure.table import About, SourceSize
+from evalengine.training.exposure.table import ExposureAbout, SourceSize
 
 RNG = random.Random(0)
 VOCABULARY = [f"{a}{b}" for a in ("ra", "to", "mi", "sel", "ku") for b in ("n", "p", "dor", "le")]
@@ -189,7 +189,7 @@ def test_a_mixture_is_the_mean_by_share_of_exponentials(table: pa.Table) -> None
 
 
 def test_the_file_is_sealed_and_says_how_it_was_made(table: pa.Table, tmp_path: Path) -> None:
-    about = About({"web": SourceSize(1, 2, 3, 4, True)}, {"v1p0": {"web": 1.0}}, {"60M": 5})
+    about = ExposureAbout({"web": SourceSize(1, 2, 3, 4, True)}, {"v1p0": {"web": 1.0}}, {"60M": 5})
     write(tmp_path / "similarity.arrow", table, about)
     read = sealed.read(tmp_path / "similarity.arrow")
     assert read.to_pylist() == table.to_pylist()

@@ -283,19 +283,19 @@ def test_each_arm_of_fine_tuning_is_a_stage_and_leaves_the_others_as_they_were(
 def test_a_failed_run_takes_along_those_that_start_from_it(write_study, tmp_path: Path, monkeypatch):
     from evalengine.training import workers
     from evalengine.training.job import Job
-    from evalengine.training.stages import Result
+    from evalengine.training.stages import Trained
 
     study = with_stages(load(write_study()), ["sft", "sft_emptied"])
     chain = [Job(study, None, tmp_path, run, Place()) for run in selected(study, "S-m1-*")]
 
     def trained_or_not(bad: str) -> dict[str, str]:
-        def once(job: Job, report: object) -> Result:
+        def once(job: Job, report: object) -> Trained:
             if job.run.stage == bad:
                 raise UserError("no")
-            return Result(job.run.name, 1.0, {})
+            return Trained(job.run.name, 1.0, {})
 
         monkeypatch.setattr(workers, "train", once)
-        said: list[workers.Message] = []
+        said: list[workers.RunMessage] = []
         workers.train_chain(0, chain, said.append)
         return {m.name: "failed" if m.value == "no" else "trained" for m in said}
 

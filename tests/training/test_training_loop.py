@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from evalengine.errors import UserError
-from evalengine.training.data.rows import IGNORE, Batch
+from evalengine.training.data.rows import IGNORE, TrainingBatch
 from evalengine.training.decoder.model import Decoder, Shape
 from evalengine.training.fitting import loop, state
 from evalengine.training.fitting.loop import fit, learning_rate
@@ -35,13 +35,13 @@ class Synthetic:
     def __init__(self, steps: int, rows: int = 4) -> None:
         self.steps, self.rows = steps, rows
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> TrainingBatch:
         rng = np.random.default_rng(step)
         token = rng.integers(0, 20, (self.rows, 33))
         position = np.tile(np.concatenate([np.arange(20), np.arange(12)]), (self.rows, 1))
         target = token[:, 1:].copy()
         target[0, :7] = IGNORE
-        return Batch(token[:, :-1], position, target, f"rows of step {step}")
+        return TrainingBatch(token[:, :-1], position, target, f"rows of step {step}")
 
 
 def model() -> Decoder:
@@ -88,7 +88,7 @@ def test_steps_follow_a_plain_loop_in_float64(tmp_path: Path):
     assert losses(tmp_path / "log") == pytest.approx(expected, rel=1e-6)
 
 
-def loop_mask(batch: Batch):
+def loop_mask(batch: TrainingBatch):
     from evalengine.training.decoder.attention import DocumentMask
 
     return DocumentMask.from_positions(torch.from_numpy(batch.position_BT))
@@ -185,7 +185,7 @@ def test_no_flipped_bit_of_a_state_changes_what_is_read(saved: Path, tmp_path: P
 
 def test_a_loss_that_is_no_number_stops_with_step_and_batch(tmp_path: Path):
     class Poisoned(Synthetic):
-        def batch(self, step: int) -> Batch:
+        def batch(self, step: int) -> TrainingBatch:
             if step == 3:
                 with torch.no_grad():
                     broken.blocks[1].down.weight[0, 0] = float("nan")
@@ -308,7 +308,7 @@ def test_batches_made_ahead_are_the_same_in_the_same_order():
 
 def test_an_error_in_a_batch_made_ahead_reaches_the_caller():
     class Broken(Synthetic):
-        def batch(self, step: int) -> Batch:
+        def batch(self, step: int) -> TrainingBatch:
             if step == 2:
                 raise UserError("a broken shard")
             return super().batch(step)

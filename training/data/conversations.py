@@ -18,14 +18,14 @@ from evalengine.benchmarks import Benchmark, Item, held, resolve
 from evalengine.benchmarks.load import make_item, read_rows, sample
 from evalengine.errors import UserError
 from evalengine.files import atomic
-from evalengine.training.arms import Asked, parse_asked
-from evalengine.training.chat import Conversation, Message, Rendered, render
+from evalengine.training.arms import TaskConversation, parse_asked
+from evalengine.training.chat import Conversation, Message, RenderedChat, render
 from evalengine.training.data.sources import hub_rows
 from evalengine.training.data.tokenizer import Tokenizer
 from evalengine.training.study import ChatSource, SftData, SourceSpec
 
 
-def read(sft: SftData, data: Path | None, seed: int) -> list[Asked]:
+def read(sft: SftData, data: Path | None, seed: int) -> list[TaskConversation]:
     """The conversations of the study's fine-tuning data, in the file's order, with what is known of their tasks."""
     found = [
         one for source in sft.data for some in _of(source, data) for one in sample(some, source.limit, seed)
@@ -35,11 +35,11 @@ def read(sft: SftData, data: Path | None, seed: int) -> list[Asked]:
     return found
 
 
-def _of(source: ChatSource, data: Path | None) -> Iterator[list[Asked]]:
+def _of(source: ChatSource, data: Path | None) -> Iterator[list[TaskConversation]]:
     """Those of each benchmark, where the user says an item's context and the assistant its gold choice, or of the source."""
     if source.benchmarks_train:
         for benchmark, items in train_items(source, data):
-            yield [Asked(_solved(item), benchmark.name, item.choices) for item in items]
+            yield [TaskConversation(_solved(item), benchmark.name, item.choices) for item in items]
     else:
         columns = ("benchmark", "choices")
         rows = rows_of(source, data, "fine-tuning data", "sft.data", "messages", optional=columns)
@@ -151,7 +151,7 @@ def tokenise(conversations: Sequence[Conversation], tokenizer: Tokenizer) -> lis
     return encode([render(conversation) for conversation in conversations], tokenizer)
 
 
-def encode(rendered: Sequence[Rendered], tokenizer: Tokenizer) -> list[Example]:
+def encode(rendered: Sequence[RenderedChat], tokenizer: Tokenizer) -> list[Example]:
     examples = []
     for text, encoding in zip(rendered, tokenizer.encode_rendered([r.text for r in rendered]), strict=True):
         begins = np.array([start for start, _ in encoding.offsets], dtype=np.int64)

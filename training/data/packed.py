@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from evalengine.training.data.conversations import Example
-from evalengine.training.data.rows import IGNORE, Batch
+from evalengine.training.data.rows import IGNORE, TrainingBatch
 from evalengine.training.study import FineTune
 
 
@@ -44,12 +44,12 @@ class PackedExamples(Shuffled):
         super().__init__(len(examples), settings.batch_examples, epochs=settings.epochs, seed=seed)
         self.examples, self.context = examples, context
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> TrainingBatch:
         drawn = self.drawn(step)
         return pack([self.examples[i] for i in drawn], self.context, named("conversations", drawn))
 
 
-def pack(examples: Sequence[Example], context: int, contents: str) -> Batch:
+def pack(examples: Sequence[Example], context: int, contents: str) -> TrainingBatch:
     """Rows of at most `context` positions."""
     rows = first_fit([len(example.token_T) - 1 for example in examples], context)
     return lay_out([[examples[i] for i in row] for row in rows], contents)
@@ -70,7 +70,7 @@ def first_fit(needs: Sequence[int], room: int) -> list[list[int]]:
     return rows
 
 
-def lay_out(rows: Sequence[Sequence[Example]], contents: str) -> Batch:
+def lay_out(rows: Sequence[Sequence[Example]], contents: str) -> TrainingBatch:
     """One example after another in each row; padding carries no loss."""
     width = max(sum(len(ids) - 1 for ids, _ in row) for row in rows)
     token = np.zeros((len(rows), width), np.int64)
@@ -84,4 +84,4 @@ def lay_out(rows: Sequence[Sequence[Example]], contents: str) -> Batch:
             target[r, at:end] = np.where(learned[1:], ids[1:].astype(np.int64), IGNORE)
             at = end
         position[r, at:] = np.arange(width - at)
-    return Batch(token, position, target, contents)
+    return TrainingBatch(token, position, target, contents)

@@ -17,7 +17,7 @@ import numpy as np
 from evalengine.benchmarks import Item
 from evalengine.benchmarks.load import sample
 from evalengine.errors import UserError
-from evalengine.training.chat import Conversation, Message, Rendered, messages_of, render
+from evalengine.training.chat import Conversation, Message, RenderedChat, messages_of, render
 from evalengine.training.data import conversations
 from evalengine.training.data.conversations import Example, encode, rows_of, train_items
 from evalengine.training.data.tokenizer import Tokenizer
@@ -110,7 +110,7 @@ def shared(sequences: Sequence[Sequence[Any]]) -> int:
 
 def tokenise(questions: Sequence[Question], tokenizer: Tokenizer) -> Candidates:
     """The responses carry the loss, prompts do not."""
-    rendered: list[Rendered] = []
+    rendered: list[RenderedChat] = []
     for prompt, responses in questions:
         told = sum(message.role == "assistant" for message in prompt)
         for response in responses:

@@ -32,7 +32,7 @@ class Pairs(NamedTuple):
     beta: float
 
 
-class Batch(NamedTuple):
+class TrainingBatch(NamedTuple):
     """What one optimiser step learns from. `contents` names it in an error: its rows, conversations or pairs."""
 
     token_BT: np.ndarray  # int64
@@ -104,13 +104,13 @@ class MixedRows:
         self.source_R, self.number_R = interleave([shares[name] for name in self.names], rows)
         self.steps = rows // batch_rows
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> TrainingBatch:
         rows = range(step * self.batch_rows, (step + 1) * self.batch_rows)
         drawn = [self.streams[self.source_R[r]].row(int(self.number_R[r]), self.context) for r in rows]
         tokens, positions = np.stack([t for t, _ in drawn]), np.stack([p for _, p in drawn])
         sources = sorted({self.names[self.source_R[r]] for r in rows})
         what = f"rows {rows.start} to {rows.stop - 1}, from {', '.join(sources)}"
-        return Batch(tokens[:, :-1], positions[:, :-1], tokens[:, 1:], what)
+        return TrainingBatch(tokens[:, :-1], positions[:, :-1], tokens[:, 1:], what)
 
 
 def interleave(shares: list[float], rows: int) -> tuple[np.ndarray, np.ndarray]:

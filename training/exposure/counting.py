@@ -51,7 +51,7 @@ class Source(NamedTuple):
 
 
 @dataclass
-class Counts:
+class SourceCounts:
     """Of one source, as far as it was read. Dims as in `ngrams`."""
 
     count_G: np.ndarray
@@ -73,7 +73,9 @@ class Counts:
             array.fill(0)
 
 
-def count(source: Source, items: Items, folder: Path, jobs: int, on_bytes: Callable[[int], None]) -> Counts:
+def count(
+    source: Source, items: Items, folder: Path, jobs: int, on_bytes: Callable[[int], None]
+) -> SourceCounts:
     """Counts what is left of a source in `jobs` threads; `folder` keeps what is done. Raises UserError for bad text.
 
     on_bytes: called with the bytes of text counted since the last call, those of an earlier run first.
@@ -131,20 +133,20 @@ def _key(source: Source, items: Items) -> str:
     return found.hexdigest()[:12]
 
 
-def _save(path: Path, counts: Counts) -> None:
+def _save(path: Path, counts: SourceCounts) -> None:
     with files.atomic(path) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, **vars(counts))  # most counts are zero
 
 
-def _load(path: Path, items: Items) -> Counts:
+def _load(path: Path, items: Items) -> SourceCounts:
     """What was saved, else nothing counted yet."""
     try:
         with np.load(path) as saved:
             counted = saved["count_G"], saved["task_CK"], saved["longest_C2"]
-            return Counts(*counted, saved["read_3"], bool(saved["whole"]))
+            return SourceCounts(*counted, saved["read_3"], bool(saved["whole"]))
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         files.remove(path)  # damaged: counted again
     none = tally(items.grams)
-    return Counts(none.count_G[:, 0].astype(np.int64), none.task_CK, none.longest_C2, none.read_3)
+    return SourceCounts(none.count_G[:, 0].astype(np.int64), none.task_CK, none.longest_C2, none.read_3)

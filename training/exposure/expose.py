@@ -16,17 +16,25 @@ from evalengine.errors import UserError
 from evalengine.training import prepare
 from evalengine.training.data import shards, sources
 from evalengine.training.exposure import table
-from evalengine.training.exposure.counting import Counts, Source, count
+from evalengine.training.exposure.counting import Source, SourceCounts, count
 from evalengine.training.exposure.grams import LEAST, MOST, Items, K, gather
 from evalengine.training.exposure.ngrams import compile_kernels
-from evalengine.training.exposure.table import KINDS, NUMBERS, About, Coded, Exposure, SourceSize, coded
+from evalengine.training.exposure.table import (
+    KINDS,
+    NUMBERS,
+    Coded,
+    Exposure,
+    ExposureAbout,
+    SourceSize,
+    coded,
+)
 from evalengine.training.study import SourceSpec, Study, used_sources
 from evalengine.untrusted import check_name
 
 MB = 1e6
 
 
-class Plan(NamedTuple):
+class Corpus(NamedTuple):
     """What is read, and the design it belongs to."""
 
     sources: list[Source]
@@ -41,7 +49,7 @@ class Done(NamedTuple):
     rates: Mapping[str, float]  # bytes a second of this run; 0 where there was nothing left
 
 
-def of_study(study: Study, data: Path | None, out: Path, ckpts: Path) -> Plan:
+def of_study(study: Study, data: Path | None, out: Path, ckpts: Path) -> Corpus:
     """The sources that some mixture uses; a hub source as far as the trainer reads it."""
     used = used_sources(study)
     prepare.check_data(study, data, used)
@@ -58,10 +66,10 @@ def of_study(study: Study, data: Path | None, out: Path, ckpts: Path) -> Plan:
         need = 0 if documents else prepare.tokens_needed(study, name) * prepare.BYTES_PER_TOKEN
         found.append(Source(name, spec, data, *((documents, need) if spec.hub else ())))
     scales = {name: scale.pretrain.tokens for name, scale in study.scales.items()}
-    return Plan(found, tokens, data, study.mixtures, scales)
+    return Corpus(found, tokens, data, study.mixtures, scales)
 
 
-def of_files(given: Sequence[str], field: str, data: Path | None) -> Plan:
+def of_files(given: Sequence[str], field: str, data: Path | None) -> Corpus:
     """Sources from NAME=PATH."""
     found: dict[str, Source] = {}
     for text in given:
@@ -73,7 +81,7 @@ def of_files(given: Sequence[str], field: str, data: Path | None) -> Plan:
             raise UserError(f"--source names {name} twice: give each a name of its own")
         found[name] = Source(name, SourceSpec(path=str(Path(path).resolve()), field=field), Path())
         sources.check(found[name].spec, found[name].data, name)
-    return Plan(list(found.values()), {}, data, {}, {})
+    return Corpus(list(found.values()), {}, data, {}, {})
 
 
 def load_sets(data: Path | None, names: str, limit: int | None, seed: int) -> list[ItemSet]:
@@ -84,17 +92,17 @@ def load_sets(data: Path | None, names: str, limit: int | None, seed: int) -> li
     return [load_items(benchmark, data, limit=limit, seed=seed) for benchmark in chosen]
 
 
-def run(plan: Plan, sets: Sequence[ItemSet], out: Path, jobs: int = 0) -> Done:
+def run(corpus: Corpus, sets: Sequence[ItemSet], out: Path, jobs: int = 0) -> Done:
     """Counts what is left, in `jobs` threads (0: one a core), and writes OUT/exposure.arrow."""
     console.say("loading the counting kernels; the first run compiles them")
     compile_kernels()
     with prepare.locked(_work(out), f"counting into {out}"):
         items = gather([item for some in sets for item in some.items])
-        total = sum(_bytes(source, plan.tokens) for source in plan.sources)
-        counts: dict[str, Counts] = {}
+        total = sum(_bytes(source, corpus.tokens) for source in corpus.sources)
+        counts: dict[str, SourceCounts] = {}
         rates: dict[str, float] = {}
         with console.progress("counting", total / MB, "MB") as line:
-            for source in plan.sources:
+            for source in corpus.sources:
                 line.describe(f"counting {source.name}")
                 started, added = time.monotonic(), list[int]()
 
@@ -107,10 +115,10 @@ def run(plan: Plan, sets: Sequence[ItemSet], out: Path, jobs: int = 0) -> Done:
                 if not counts[source.name].read_3[0]:
                     raise UserError(f"source {source.name} holds no text: check its path and field")
                 rates[source.name] = sum(added[1:]) / max(time.monotonic() - started, 1e-9)
-        sizes = {name: _size(counted, plan.tokens.get(name)) for name, counted in counts.items()}
+        sizes = {name: _size(counted, corpus.tokens.get(name)) for name, counted in counts.items()}
         data = {some.benchmark: some.data_hash for some in sets}
         versions = {some.benchmark: some.version for some in sets}
-        about = About(sizes, plan.mixtures, plan.scales, data, versions)
+        about = ExposureAbout(sizes, corpus.mixtures, corpus.scales, data, versions)
         exposure = tabulate(sets, items, counts, about)
         table.write(out / table.NAME, exposure)
     return Done(exposure, rates)
@@ -127,13 +135,15 @@ def _bytes(source: Source, tokens: Mapping[str, int]) -> int:
     return sum(file.stat().st_size for file in sources.files(source.spec, source.data, source.name))
 
 
-def _size(counts: Counts, tokens: int | None) -> SourceSize:
+def _size(counts: SourceCounts, tokens: int | None) -> SourceSize:
     documents, words, size = map(int, counts.read_3)
     estimate = size // prepare.BYTES_PER_TOKEN
     return SourceSize(words, size, documents, estimate if tokens is None else tokens, tokens is None)
 
 
-def tabulate(sets: Sequence[ItemSet], items: Items, counts: Mapping[str, Counts], about: About) -> Exposure:
+def tabulate(
+    sets: Sequence[ItemSet], items: Items, counts: Mapping[str, SourceCounts], about: ExposureAbout
+) -> Exposure:
     """All rows but those of a count of zero, source by source; `items` are those of the sets, one after another."""
     choices_I = np.array([len(item.continuations) for some in sets for item in some.items])
     item_C = np.repeat(np.arange(len(choices_I)), choices_I)
@@ -162,7 +172,9 @@ def tabulate(sets: Sequence[ItemSet], items: Items, counts: Mapping[str, Counts]
     )
 
 
-def _rows(kind: str, items: Items, counts: Counts) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _rows(
+    kind: str, items: Items, counts: SourceCounts
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(choice, n, grams, count) of every row that a kind may have."""
     C = len(items.own_C)
     every_C = np.arange(C)

@@ -17,7 +17,7 @@ import numpy as np
 
 from evalengine.benchmarks import Item
 from evalengine.training.data.contamination import WORD
-from evalengine.training.exposure.words import Rows, Vocabulary, numbers, vocabulary
+from evalengine.training.exposure.words import Ragged, Vocabulary, numbers, vocabulary
 
 LEAST, MOST = 2, 8
 K = MOST - LEAST + 1
@@ -29,11 +29,11 @@ class Grams(NamedTuple):
     first_G: np.ndarray  # int32, one more than nodes: the first child of each
     word_G: np.ndarray  # int32: the last word of each
     level_n: np.ndarray  # int32: the first node of n words, for n = 0 to MOST + 1
-    context: Rows  # words of each context
-    choice: Rows  # words of each choice
+    context: Ragged  # words of each context
+    choice: Ragged  # words of each choice
     context_of_C: np.ndarray  # int32
-    holders: Rows  # row node: contexts that hold it, and choices c as ~c
-    crossed_by: Rows  # row MOST-gram: choice * MOST + words before the boundary, where it crosses one
+    holders: Ragged  # row node: contexts that hold it, and choices c as ~c
+    crossed_by: Ragged  # row MOST-gram: choice * MOST + words before the boundary, where it crosses one
 
 
 class Items(NamedTuple):
@@ -42,9 +42,9 @@ class Items(NamedTuple):
     words: Vocabulary
     grams: Grams
     own_C: np.ndarray  # bool: the choice has a context that no choice before it has
-    cross: Rows  # row c * K + n - LEAST: the different crossing n-grams of choice c, as nodes
-    of_choice: Rows  # the same within the choice
-    of_context: Rows  # row x * K + n - LEAST
+    cross: Ragged  # row c * K + n - LEAST: the different crossing n-grams of choice c, as nodes
+    of_choice: Ragged  # the same within the choice
+    of_context: Ragged  # row x * K + n - LEAST
 
 
 def gather(items: Sequence[Item]) -> Items:
@@ -65,7 +65,7 @@ def gather(items: Sequence[Item]) -> Items:
 
 
 def _trie(
-    words: Vocabulary, context: Rows, choice: Rows, context_of_C: np.ndarray, own_C: np.ndarray
+    words: Vocabulary, context: Ragged, choice: Ragged, context_of_C: np.ndarray, own_C: np.ndarray
 ) -> Items:
     C, X, W = len(choice.start_R) - 1, len(context.start_R) - 1, len(words.hash_W)
     around, before_C = _around(context, choice, context_of_C)
@@ -118,13 +118,13 @@ def _trie(
         context,
         choice,
         context_of_C,
-        Rows(np.searchsorted(node[order], np.arange(total + 1)).astype(np.int32), holder[order]),
+        Ragged(np.searchsorted(node[order], np.arange(total + 1)).astype(np.int32), holder[order]),
         _by_row(crossing, total - level[MOST]),
     )
     return Items(words, grams, own_C, cross, of_choice, of_context)
 
 
-def _around(context: Rows, choice: Rows, context_of_C: np.ndarray) -> tuple[Rows, np.ndarray]:
+def _around(context: Ragged, choice: Ragged, context_of_C: np.ndarray) -> tuple[Ragged, np.ndarray]:
     """Each choice's words next to the boundary, in which the crossing n-grams lie; how many of them stand before it."""
     before_C = np.minimum(np.diff(context.start_R)[context_of_C], MOST - 1)
     after_C = np.minimum(np.diff(choice.start_R), MOST - 1)
@@ -134,17 +134,17 @@ def _around(context: Rows, choice: Rows, context_of_C: np.ndarray) -> tuple[Rows
         pieces.append(context.value[end_C[c] - before_C[c] : end_C[c]])
         pieces.append(choice.value[choice.start_R[c] : choice.start_R[c] + after_C[c]])
     start_R = np.concatenate(([0], np.cumsum(before_C + after_C))).astype(np.int32)
-    return Rows(start_R, np.concatenate(pieces)), before_C
+    return Ragged(start_R, np.concatenate(pieces)), before_C
 
 
-def _by_row(pairs: np.ndarray, rows: int) -> Rows:
+def _by_row(pairs: np.ndarray, rows: int) -> Ragged:
     """Pairs row << 32 | value, each once."""
     pairs = np.sort(pairs)
     pairs = pairs[np.diff(pairs, prepend=-1) != 0]
     start = np.searchsorted(pairs, np.arange(rows + 1, dtype=np.int64) << 32)
-    return Rows(start.astype(np.int32), (pairs & 0xFFFFFFFF).astype(np.int32))
+    return Ragged(start.astype(np.int32), (pairs & 0xFFFFFFFF).astype(np.int32))
 
 
-def _owner(rows: Rows) -> np.ndarray:
+def _owner(rows: Ragged) -> np.ndarray:
     """The context or choice of each value, where a row is one of its K lengths."""
     return np.repeat(np.arange(len(rows.start_R) - 1, dtype=np.int32) // K, np.diff(rows.start_R))

@@ -26,7 +26,7 @@ from evalengine.training.exposure.bm25 import K1, B, Bm25, Corpus
 from evalengine.training.exposure.chunks import WORDS, Queries, blocks, chunks, queries
 from evalengine.training.exposure.counting import Source
 from evalengine.training.exposure.embedding import Embedding
-from evalengine.training.exposure.table import About, Coded, about_of, coded
+from evalengine.training.exposure.table import Coded, ExposureAbout, about_of, coded
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -137,7 +137,7 @@ def _table(asked: Queries, value: Mapping[tuple[str, str], np.ndarray]) -> pa.Ta
 
 
 def expose(
-    found: Sequence[Source], items: Iterable[ItemSet], kinds: Sequence[str], out: Path, about: About
+    found: Sequence[Source], items: Iterable[ItemSet], kinds: Sequence[str], out: Path, about: ExposureAbout
 ) -> Path | None:
     """Writes OUT/similarity.arrow and returns its path; without kinds, keeps the one there is if it is of the same text."""
     path = out / NAME
@@ -152,7 +152,7 @@ def expose(
     return path
 
 
-def _of_other_text(path: Path, about: About) -> bool:
+def _of_other_text(path: Path, about: ExposureAbout) -> bool:
     """Whether there is a table of other sources or items, or of their text as it was before it changed."""
     try:
         made = about_of(path, sealed.read(path).schema.metadata)
@@ -164,7 +164,7 @@ def _of_other_text(path: Path, about: About) -> bool:
     return was != now or not made.same_items(about)
 
 
-def write(path: Path, table: pa.Table, about: About) -> None:
+def write(path: Path, table: pa.Table, about: ExposureAbout) -> None:
     """Writes all of it, or nothing, with the metadata of exposure.arrow; how the values were made stands beside them."""
     made = {
         "chunk_words": WORDS,

@@ -40,7 +40,7 @@ class SourceSize(NamedTuple):
 
 
 @dataclass(frozen=True)
-class About:
+class ExposureAbout:
     """The metadata key `exposure`: what was read, and the design that turns counts into doses."""
 
     sources: Mapping[str, SourceSize]
@@ -55,7 +55,7 @@ class About:
         value = {"format": FORMAT, "sources": sources, "mixtures": mixtures, "tokens": dict(self.tokens)}
         return json.dumps({**value, "data": dict(self.data), "versions": dict(self.versions)})
 
-    def same_items(self, other: About) -> bool:
+    def same_items(self, other: ExposureAbout) -> bool:
         """Whether the benchmarks that both hold have the same rows and versions, as far as both say."""
         return all(
             theirs.get(name, value) == value
@@ -86,7 +86,7 @@ def coded(strings: Sequence[str]) -> Coded:
 class Exposure(NamedTuple):
     """The rows of exposure.arrow."""
 
-    about: About
+    about: ExposureAbout
     items: Mapping[str, Sequence[str]]  # benchmark -> its items, in order
     benchmark: Coded
     item: Coded
@@ -109,7 +109,7 @@ def write(path: Path, exposure: Exposure) -> None:
     sealed.write(path, pa.table(columns), {"exposure": exposure.about.as_json(), "items": items})
 
 
-def about_of(path: Path, metadata: Mapping[bytes, bytes] | None) -> About:
+def about_of(path: Path, metadata: Mapping[bytes, bytes] | None) -> ExposureAbout:
     """What the metadata of a file says under `exposure`; older files have no `data` or no `versions`.
 
     Raises UserError for another format, and KeyError, TypeError, ValueError or AttributeError for what `as_json` did not write.
@@ -119,7 +119,7 @@ def about_of(path: Path, metadata: Mapping[bytes, bytes] | None) -> About:
         raise UserError(f"{path} is of format {about['format']}: upgrade evalengine, or count again")
     sources = {name: SourceSize(**size) for name, size in about["sources"].items()}
     known = (dict[str, str](about.get(key, {})) for key in ("data", "versions"))
-    return About(sources, about["mixtures"], about["tokens"], *known)
+    return ExposureAbout(sources, about["mixtures"], about["tokens"], *known)
 
 
 def read(path: Path) -> Exposure:

@@ -22,7 +22,7 @@ GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: Knuth's multiplicative hashi
 UNICODE = 0x110000
 
 
-class Rows(NamedTuple):
+class Ragged(NamedTuple):
     """Lists of numbers, one after another: row r is `value[start_R[r] : start_R[r + 1]]`."""
 
     start_R: np.ndarray  # int32
@@ -53,14 +53,14 @@ def vocabulary(words: Iterable[str]) -> Vocabulary:
     return Vocabulary(slot_H, hash_W, start_W, char_C, _word_characters())
 
 
-def numbers(texts: Iterable[str], vocabulary: Vocabulary) -> Rows:
+def numbers(texts: Iterable[str], vocabulary: Vocabulary) -> Ragged:
     """Every word of each text, in order: its number, or UNKNOWN."""
     lower = [text.lower() for text in texts]
     end_D = np.cumsum([*map(len, lower)], dtype=np.int64)
     joined = "".join(lower)
     if joined.isascii():
-        return Rows(*_numbers(np.frombuffer(joined.encode(), dtype=np.uint8), end_D, vocabulary))
-    return Rows(*_numbers(np.frombuffer(joined.encode("utf-32-le"), dtype=np.uint32), end_D, vocabulary))
+        return Ragged(*_numbers(np.frombuffer(joined.encode(), dtype=np.uint8), end_D, vocabulary))
+    return Ragged(*_numbers(np.frombuffer(joined.encode("utf-32-le"), dtype=np.uint32), end_D, vocabulary))
 
 
 @cache

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from evalengine.errors import UserError
-from evalengine.training.data.rows import IGNORE, MEASURES, NO_PAIR, Batch
+from evalengine.training.data.rows import IGNORE, MEASURES, NO_PAIR, TrainingBatch
 from evalengine.training.decoder.attention import whole_rows
 from evalengine.training.decoder.model import Decoder
 from evalengine.training.fitting import state
-from evalengine.training.fitting.parallel import SINGLE, Group, full
+from evalengine.training.fitting.parallel import SINGLE, ProcessGroup, full
 from evalengine.training.fitting.state import Place
 from evalengine.training.study import Optimisation
 
@@ -34,7 +34,7 @@ EVALUATED_ROWS = 8  # in one forward without learning
 class Batches(Protocol):
     steps: int
 
-    def batch(self, step: int) -> Batch: ...
+    def batch(self, step: int) -> TrainingBatch: ...
 
 
 class Step(NamedTuple):
@@ -90,7 +90,7 @@ def fit(
     first, losses = state.restore(place, model, optim)
     saved = time.monotonic()
     with state.step_log(place, first) as write:
-        made: Iterator[Batch] = map(batches.batch, range(first, batches.steps))
+        made: Iterator[TrainingBatch] = map(batches.batch, range(first, batches.steps))
         if place.device.startswith("cuda"):
             made = one_ahead(made)
         for step, batch in enumerate(made, first):
@@ -116,7 +116,7 @@ def fit(
     return sum(tail) / len(tail)
 
 
-def one_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+def one_ahead(batches: Iterator[TrainingBatch]) -> Iterator[TrainingBatch]:
     """The same batches in the same order; the next one is made while the device works on this one."""
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(next, batches, None)
@@ -128,7 +128,7 @@ def one_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
 def _update(
     wrapped: nn.Module,
     optim: torch.optim.Optimizer,
-    batch: Batch,
+    batch: TrainingBatch,
     lr: float,
     settings: Optimisation,
     place: Place,
@@ -154,7 +154,7 @@ def _update(
     return [value / batch.terms for value in summed], norm_before
 
 
-def fed(part: Batch, place: Place) -> tuple[Tensor, Tensor, Tensor]:
+def fed(part: TrainingBatch, place: Place) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens and positions on the device, targets on the CPU, where the loss looks at them."""
     fed_BT, target_BT = [torch.from_numpy(a) for a in part[:2]], torch.from_numpy(part.target_BT)
     if place.device.startswith("cuda"):
@@ -162,7 +162,9 @@ def fed(part: Batch, place: Place) -> tuple[Tensor, Tensor, Tensor]:
     return fed_BT[0], fed_BT[1], target_BT
 
 
-def micro_batches(batch: Batch, micro_rows: int, group: Group = SINGLE, width: int = 0) -> Iterator[Batch]:
+def micro_batches(
+    batch: TrainingBatch, micro_rows: int, group: ProcessGroup = SINGLE, width: int = 0
+) -> Iterator[TrainingBatch]:
     """This process's rows, a few at a time; every process gets equally many parts, filled up by rows without loss.
 
     With `width` every part has one shape, `micro_rows` x `width`, so that nothing is compiled twice.
@@ -185,7 +187,7 @@ def micro_batches(batch: Batch, micro_rows: int, group: Group = SINGLE, width: i
     for start in range(0, len(mine[0]), size):
         token_BT, position_BT, target_BT, *labels = (a[start : start + size] for a in mine)
         pairs = batch.pairs and batch.pairs._replace(label_BT=labels[0])
-        yield Batch(token_BT, position_BT, target_BT, batch.contents, pairs)
+        yield TrainingBatch(token_BT, position_BT, target_BT, batch.contents, pairs)
 
 
 @contextlib.contextmanager
@@ -207,7 +209,7 @@ def autocast(place: Place) -> contextlib.AbstractContextManager[Any]:
 
 
 @torch.no_grad()
-def mean_loss(model: Decoder, batch: Batch, place: Place) -> float:
+def mean_loss(model: Decoder, batch: TrainingBatch, place: Place) -> float:
     """Mean loss over a batch's targets, without learning."""
     model.to(place.device).eval()
     total: Tensor | float = 0.0

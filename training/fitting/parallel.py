@@ -26,7 +26,7 @@ SHARD_FROM = 500_000_000  # parameters: 8 GB of weights, gradients and moments
 LIMIT = timedelta(days=1)  # of one exchange: the first process alone prepares a corpus while the others wait
 
 
-class Group:
+class ProcessGroup:
     """The processes that train one run together."""
 
     rank, size = 0, 1
@@ -53,7 +53,7 @@ class Group:
         """Blocks until every process has called it."""
 
 
-class DataParallel(Group):
+class DataParallel(ProcessGroup):
     """The processes that torchrun started. `mode`: copies (ddp), shards (fsdp), or by size (auto)."""
 
     def __init__(self, device: str, mode: str = "auto") -> None:
@@ -116,7 +116,7 @@ def full(value: Tensor) -> Tensor:
     return gather() if gather else value
 
 
-SINGLE = Group()
+SINGLE = ProcessGroup()
 
 
 def launched() -> bool:

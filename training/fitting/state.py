@@ -22,7 +22,7 @@ from evalengine.errors import UserError
 from evalengine.files import atomic
 from evalengine.store import sealed
 from evalengine.training.data.rows import MEASURES
-from evalengine.training.fitting.parallel import SINGLE, Group
+from evalengine.training.fitting.parallel import SINGLE, ProcessGroup
 
 if TYPE_CHECKING:
     from evalengine.training.decoder.model import Decoder
@@ -43,7 +43,7 @@ class Place:
     tensorboard: Path | None = None  # folder of a TensorBoard log
     fingerprint: str = ""  # of everything that decides the result; another one's state is refused
     save_every_s: float = 120.0
-    group: Group = SINGLE
+    group: ProcessGroup = SINGLE
 
 
 def save(place: Place, model: Decoder, optim: torch.optim.Optimizer, step: int, losses: list[float]) -> None:

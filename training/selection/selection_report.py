@@ -30,7 +30,7 @@ FEW = 4  # tokens that carry loss, the closing one among them, of an answer in a
 RESPONSE_ALONE = 0.5  # share of the ranks' variance from which a note says so
 
 
-class Row(NamedTuple):
+class SelectionRow(NamedTuple):
     """What one run selects of the conversations that have a score."""
 
     scale: str
@@ -63,14 +63,14 @@ class Pair(NamedTuple):
     spearman: float  # of the scores
 
 
-def row(run: Run, s: Selection) -> Row:
+def row(run: Run, s: Selection) -> SelectionRow:
     scored_M = ~np.isnan(s.score_M)
 
     def both(value_M: np.ndarray, of: Callable[[np.ndarray], Any] = np.mean) -> tuple[float, float]:
         """Of the chosen, and of all that have a score."""
         return float(of(value_M[s.chosen_M])), float(of(value_M[scored_M]))
 
-    return Row(
+    return SelectionRow(
         run.scale,
         run.mixture,
         int(s.chosen_M.sum()),
@@ -147,7 +147,7 @@ def report(study: Study, out: Path) -> dict[str, Any]:
         for one, other in itertools.combinations(found.items(), 2)
         if one[0].scale == other[0].scale or one[0].mixture == other[0].mixture
     ]
-    _write_csv(work / "selection.csv", Row._fields, rows)
+    _write_csv(work / "selection.csv", SelectionRow._fields, rows)
     _write_csv(work / "selection_pairs.csv", Pair._fields, pairs)
     assert study.sft.select is not None
     show(study.sft.select, rows, pairs)
@@ -173,7 +173,7 @@ def _write_csv(path: Path, fields: Sequence[str], values: Sequence[Sequence[Any]
     files.write(path, text.getvalue())
 
 
-def show(select: Select, rows: Sequence[Row], pairs: Sequence[Pair]) -> None:
+def show(select: Select, rows: Sequence[SelectionRow], pairs: Sequence[Pair]) -> None:
     low, high = select.keep
     by = f" of the {select.by} models" if select.by else ""
     what = f"{select.score}{by}, quantiles {low:g} to {high:g}"
@@ -219,7 +219,7 @@ def _agreement(pairs: Sequence[Pair]) -> list[str]:
     return [_number(float(value)) for value in values]
 
 
-def _as_json(row: Row | Pair) -> dict[str, Any]:
+def _as_json(row: SelectionRow | Pair) -> dict[str, Any]:
     """None where a number is not defined."""
     return {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in row._asdict().items()}
 
