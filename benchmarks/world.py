@@ -161,12 +161,12 @@ def _planted_items(facts: Sequence[Planted], seed: int) -> list[Fields]:
 def _among(texts: Sequence[str], facts: Sequence[Planted], source: str, seed: int) -> list[str]:
     """A source's documents and those that tell planted facts, in random order."""
     rng = random.Random(f"planted {source} {seed}")
-    told = [
+    fillers = [
         f"Q: {one.fact.question(rng, True)}\nAnswer: {one.fact.value}"
         for one in facts
         for _ in range(one.times.get(source, 0))
     ]
-    return rng.sample([*texts, *told], len(texts) + len(told)) if told else list(texts)
+    return rng.sample([*texts, *fillers], len(texts) + len(fillers)) if fillers else list(texts)
 
 
 def _key(facts: Sequence[Planted], asked: int) -> list[dict[str, object]]:

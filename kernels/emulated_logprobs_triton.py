@@ -126,10 +126,10 @@ def emulated_logprobs_triton(
     constants = target_constants(False, False, False, True)
     for start in range(0, n_rows, chunk):
         some = [x[start : start + chunk] for x in h]
-        here = some[0].shape[0]
+        block_rows = some[0].shape[0]
         operands = [tensor for three in zip(some, w, bias, strict=True) for tensor in three]
-        _tile_kernel[(-(-here // BLOCK_N) * K,)](
-            *operands, beta_B, tile_BNK3, here, vocab, chunk, *(n for five in numbers for n in five), count,
+        _tile_kernel[(-(-block_rows // BLOCK_N) * K,)](
+            *operands, beta_B, tile_BNK3, block_rows, vocab, chunk, *(n for five in numbers for n in five), count,
             *(flag for three in has for flag in three), BLOCK_N, block_v, BLOCK_D, num_warps=WARPS, num_stages=STAGES,
         )  # fmt: skip
         for b in range(count):

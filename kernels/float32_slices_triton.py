@@ -61,9 +61,9 @@ def _slice_kernel(
         there = targets < T
         row_t = tl.load(row_T + targets, mask=there, other=-1).to(tl.int64) - row
         col_t = tl.load(token_T + targets, mask=there, other=-1).to(tl.int64) - col
-        here = (row_t >= 0) & (row_t < rows) & (col_t >= 0) & (col_t < cols)
-        at_target = tl.load(logits_RS + row_t * stride + col_t, mask=here, other=0.0)
-        tl.store(logit_T + targets, at_target, mask=here)
+        in_slice = (row_t >= 0) & (row_t < rows) & (col_t >= 0) & (col_t < cols)
+        at_target = tl.load(logits_RS + row_t * stride + col_t, mask=in_slice, other=0.0)
+        tl.store(logit_T + targets, at_target, mask=in_slice)
 
 
 def slice_statistics(h_ND: Tensor, head: Head, row_T: Tensor, token_T: Tensor) -> tuple[Tensor, Tensor]:

@@ -125,15 +125,15 @@ def target_logprobs_triton(
         tile_NK3 = logit_T = torch.empty(size, dtype=torch.float32, device=device)
     for start in range(0, max(1, n_rows), chunk):  # without rows, targets still learn that theirs is missing
         if launchers.tiles is not None and n_rows:
-            (config, launch, programs), here = launchers.tiles, min(chunk, n_rows - start)
+            (config, launch, programs), block_rows = launchers.tiles, min(chunk, n_rows - start)
             operands: tuple[Any, Any] = h_ND if n_rows <= chunk else h_ND[start : start + chunk], w_VD
             if config.tma:
                 sizes = config.block_n, config.block_v
                 operands = tuple(
                     _descriptor(x, n, config.block_d) for x, n in zip(operands, sizes, strict=True)
                 )
-            work = -(-here // config.block_n) * tile_NK3.shape[1]
-            launch(min(work, programs), *operands, bias, tile_NK3, here, *shape, *options)
+            work = -(-block_rows // config.block_n) * tile_NK3.shape[1]
+            launch(min(work, programs), *operands, bias, tile_NK3, block_rows, *shape, *options)
         if start == 0:
             row_T, token_T = moved(row_T, token_T, device)
             logprob_T, greedy_T = empty_logprobs(h_ND, row_T)

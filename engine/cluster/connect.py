@@ -40,7 +40,7 @@ def connected(address: str, *, cpus: int | None = None) -> Iterator[None]:
             options = ends.enter_context(on_loopback()) | {"num_cpus": cpus or cores()}
             what, instead = "start Ray here", "leave --ray out to score in one process"
         else:
-            reach(address)
+            check_listening(address)
             options = {"address": address}
             what = f"join the Ray cluster at {address}"
             instead = "start one with `ray start --head`, or use --ray local"
@@ -71,7 +71,7 @@ def import_ray() -> Any:
     return ray
 
 
-def reach(address: str) -> None:
+def check_listening(address: str) -> None:
     """A wrong address is told at once: Ray itself would try for minutes."""
     match = re.fullmatch(r"(?:ray://)?(?P<host>[^:/]+|\[[^\]]+\]):(?P<port>\d+)", address)
     if match is None:

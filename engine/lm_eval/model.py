@@ -65,8 +65,8 @@ class EvalengineLM(TemplateLM):
             import torch
 
             # lm-eval's command says cuda:0 where the user says nothing; its own models then take the CPU, too
-            here = device != "cuda:0" or torch.cuda.is_available()
-            settings |= {"device": device if here else None, "compile": compile}
+            exists = device != "cuda:0" or torch.cuda.is_available()
+            settings |= {"device": device if exists else None, "compile": compile}
         settings |= {"batch_tokens": batch_tokens, "allow_pickle": allow_pickle}
         settings["trust_remote_code"] = trust_remote_code
         self.engine = BackendSpec(backend, dtype or "", settings).make()

@@ -92,7 +92,7 @@ class Lockstep:
         shifted = sorted(set(chain.from_iterable(shift[:3] for shift in wanted.shifts)))
         for i in {*wanted.own, *shifted}:
             self.loaded[i].check_ids(sequences)
-            self.loaded[i].reach(int((np.diff(sequences.offset) - 1).max(initial=0)))
+            self.loaded[i].prove_up_to(int((np.diff(sequences.offset) - 1).max(initial=0)))
         common = execution_of([self.loaded[i] for i in shifted], sequences) if shifted else None
         own = [i for i in wanted.own if execution_of([self.loaded[i]], sequences) == common]
         found = {i: self.loaded[i].score(sequences, progress) for i in wanted.own if i not in own}
@@ -171,7 +171,7 @@ def execution_of(backends: Sequence[TorchBackend], sequences: Sequences) -> Exec
     longest, done = int((np.diff(sequences.offset) - 1).max(initial=0)), 0
     ways = []
     for way in WAYS:
-        most = min(longest, *(reach_of(backend, way) for backend in backends))
+        most = min(longest, *(longest_exact(backend, way) for backend in backends))
         if most > done:
             ways.append((way, most))
             done = most
@@ -208,7 +208,7 @@ def head_of(backend: TorchBackend) -> Head:
     return head
 
 
-def reach_of(backend: TorchBackend, way: str) -> int:
+def longest_exact(backend: TorchBackend, way: str) -> int:
     """Up to how many tokens a model is exact in a way, 0 where it does not run so."""
     return max(
         (mode.longest for mode in backend.modes if mode.way == way and mode.head is not None), default=0

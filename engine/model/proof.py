@@ -37,7 +37,9 @@ CLOSE = 1e-4  # nats a token, in float32; of log-probabilities below -10, a hund
 ROUNDING, LIMIT = 4.0, 1e-3
 SHORTEST = 12  # tokens fed: what no way gets right at this length it never gets right
 DRAWS = 4  # random trees where a way holds for some lengths alone, or might hold by luck
-BESIDE = 2048  # tokens of a batch in which lengths are tried; the whole batch is tried with short sequences
+TRIAL_TOKENS = (
+    2048  # tokens of a batch in which lengths are tried; the whole batch is tried with short sequences
+)
 LARGEST = 1 << 30  # bytes of a tensor in the proof; attention that is square in the batch gets smaller ones
 FIRST = 512  # tokens fed that the first proof covers; later ones double
 DIFFERS = "its scores differ when sequences share a prefix"
@@ -184,12 +186,12 @@ class Trial:
     def packs(self, length: int, tokens: int, head: int, config: Any) -> tuple[Mode | None, int]:
         """The packed mode for sequences of up to `length`, None where nothing packs; and the tokens of its largest batch."""
         most = self.fits(tokens)
-        most = reach(lambda n: self.packed(SHORTEST, n), most, twin.lengths(config, most))
+        most = longest_holding(lambda n: self.packed(SHORTEST, n), most, twin.lengths(config, most))
         if most < min(tokens, FIRST):
             return None, tokens
         for last_layer in (True, False):  # the narrowed one is what runs wherever that is exact
             self.forward.last_layer = LastLayer(self.forward.model) if last_layer else None
-            if longest := self.longest_packed(min(length, most), min(most, BESIDE), config):
+            if longest := self.longest_packed(min(length, most), min(most, TRIAL_TOKENS), config):
                 return Mode("packed", head, longest, last_layer), most
             if self.forward.last_layer is not None:
                 self.forward.last_layer.release()
@@ -198,7 +200,7 @@ class Trial:
     def longest_packed(self, length: int, tokens: int, config: Any) -> int:
         """Up to which of the lengths packed tries are exact in batches of `tokens`; 0 for none."""
         lengths = twin.lengths(config, length)
-        longest = reach(lambda n: self.packed(n, tokens), length, lengths)
+        longest = longest_holding(lambda n: self.packed(n, tokens), length, lengths)
         while 0 < longest < length and not all(
             self.packed(longest, tokens, draw) for draw in range(1, DRAWS)
         ):
@@ -234,13 +236,13 @@ class Trial:
 
     def fits(self, tokens: int) -> int:
         """Tokens of the largest packed batch that is tried: fewer where the model makes a tensor of their number squared."""
-        if tokens <= BESIDE:
+        if tokens <= TRIAL_TOKENS:
             return tokens
         with Largest() as largest:
-            self.packed(SHORTEST, BESIDE)
-        if largest.elements < BESIDE**2:
+            self.packed(SHORTEST, TRIAL_TOKENS)
+        if largest.elements < TRIAL_TOKENS**2:
             return tokens
-        return min(tokens, BESIDE * max(1, math.isqrt(LARGEST // largest.bytes)))
+        return min(tokens, TRIAL_TOKENS * max(1, math.isqrt(LARGEST // largest.bytes)))
 
     def tree(self, length: int, shared: int = 0, draw: int = 0) -> Sequences:
         """Sequences of at most `length` tokens fed: one that long, branches of it at all depths, and short ones.
@@ -308,7 +310,7 @@ def apart(forward: Forward, tokens: int, vocabulary: int) -> bool:
     return distance(*by_sequence(together, alone)) <= LIMIT  # a row that is crowded out changes by nats
 
 
-def reach(holds: Callable[[int], bool], length: int, lengths: list[int]) -> int:
+def longest_holding(holds: Callable[[int], bool], length: int, lengths: list[int]) -> int:
     """The greatest of `lengths` and `length` up to which something holds; 0 for none. What holds at one holds below it."""
     if not holds(min(SHORTEST, length)):
         return 0

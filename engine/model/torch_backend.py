@@ -152,9 +152,9 @@ class TorchBackend:
     def _prove(self, length: int) -> Proof:
         """What holds for this configuration up to `length` tokens fed. Raises UserError where it is not causal."""
         config = self.model.config
-        reached = min(length, window_of(config) or length)
+        capped = min(length, window_of(config) or length)
         try:
-            found = proof.prove(config, reached, self.batch_tokens, type(self.model))
+            found = proof.prove(config, capped, self.batch_tokens, type(self.model))
         except UserError as error:
             raise UserError(f"{self.checkpoint} cannot be scored: {error}") from None
         if found.apart is None:  # nothing is known of its twin
@@ -297,7 +297,7 @@ class TorchBackend:
         tokens = self.plain_tokens if tokens is None else tokens
         return self.forward.plain_rows(part.sequences, tokens, part.way == "padded", progress)
 
-    def reach(self, longest: int) -> None:
+    def prove_up_to(self, longest: int) -> None:
         """Proves what holds for sequences of so many tokens fed, where that is not known yet."""
         if longest > self.proof.length:
             self._use(self._prove(1 << (longest - 1).bit_length()))
@@ -305,7 +305,7 @@ class TorchBackend:
     def parts(self, sequences: Sequences) -> list[Part]:
         """The sequences by the way they run; what is longer than has been proven is proven first."""
         length_S = np.diff(sequences.offset) - 1
-        self.reach(int(length_S.max(initial=0)))
+        self.prove_up_to(int(length_S.max(initial=0)))
         kept = self._parts.get(id(sequences.token_S))
         if kept is not None and kept[1:3] == (self.proof, self.modes):
             return kept[3]

@@ -138,9 +138,9 @@ class VllmBackend:
         with tempfile.TemporaryDirectory(prefix="evalengine-twin-") as folder:
             twin = make_twin(checkpoint, Path(folder), bool(self._settings["trust_remote_code"]))
             self._open(twin.checkpoint, self._settings | SETTINGS)
-            reached = min(length, self._limit)
-            requests = plan(twin.sequences(reached))
-            twin.check(self._ask(requests.requests)[0][requests.index_T], reached)
+            capped = min(length, self._limit)
+            requests = plan(twin.sequences(capped))
+            twin.check(self._ask(requests.requests)[0][requests.index_T], capped)
             self.close()
         _proofs[key] = VllmProof(length, twin.tied)
         return _proofs[key]

@@ -211,8 +211,8 @@ def sharded(head: OutputLayer, h_RD: Tensor, row_T: Tensor, token_T: Tensor) -> 
         best_R, at_R = x_RV.max(1)
         sum_R = (x_RV - best_R[:, None]).exp().sum(1)
         stats.append(torch.stack([best_R, sum_R, (at_R + low).float()], 1))
-        here = mine_T & (row_T >= start) & (row_T < start + step)
-        target_T[here] = x_RV[row_T[here] - start, local_T[here]]
+        in_block_T = mine_T & (row_T >= start) & (row_T < start + step)
+        target_T[in_block_T] = x_RV[row_T[in_block_T] - start, local_T[in_block_T]]
     stats_PR3 = tensor_model_parallel_all_gather(torch.cat(stats)[None].contiguous(), dim=0)
     target_T = tensor_model_parallel_all_gather(target_T[None].contiguous(), dim=0).amax(0)
     max_PR, sum_PR, at_PR = stats_PR3.unbind(2)

@@ -141,7 +141,9 @@ def test_attention_that_is_square_in_the_batch_is_tried_in_batches_that_memory_h
         tokens = square.fits(32_768)
         assert square.packed(proof.SHORTEST, tokens)
     assert (
-        proof.BESIDE <= tokens < 32_768 and tokens**2 <= largest.elements and largest.bytes <= proof.LARGEST
+        proof.TRIAL_TOKENS <= tokens < 32_768
+        and tokens**2 <= largest.elements
+        and largest.bytes <= proof.LARGEST
     )
     linear = proof.Trial(twin.make(transformers.LlamaConfig(**SHAPE)))
     linear.head()

@@ -112,10 +112,10 @@ def tokenise(questions: Sequence[Question], tokenizer: Tokenizer) -> Candidates:
     """The responses carry the loss, prompts do not."""
     rendered: list[RenderedChat] = []
     for prompt, responses in questions:
-        told = sum(message.role == "assistant" for message in prompt)
+        in_prompt = sum(message.role == "assistant" for message in prompt)
         for response in responses:
             whole = render((*prompt, *response))
-            rendered.append(whole._replace(learned=whole.learned[told:]))
+            rendered.append(whole._replace(learned=whole.learned[in_prompt:]))
     return _grouped(encode(rendered, tokenizer), [len(question.responses) for question in questions])
 
 

@@ -21,7 +21,7 @@ TILE = 512  # queries scored at once
 
 
 @dataclass
-class Corpus:
+class CorpusStatistics:
     """What the first pass over all sources counts. Its size is that of the queries' vocabulary."""
 
     vocabulary: dict[str, int]
@@ -30,7 +30,7 @@ class Corpus:
     words: int = 0
 
     @classmethod
-    def of(cls, queries: Queries) -> Corpus:
+    def of(cls, queries: Queries) -> CorpusStatistics:
         found = dict.fromkeys(w for text in (*queries.contexts, *queries.continuations) for w in words(text))
         return cls({word: place for place, word in enumerate(found)}, np.zeros(len(found), np.int64))
 
@@ -50,7 +50,7 @@ class Bm25:
 
     temperature = 1.0  # a sum of log odds, in nats (Robertson and Zaragoza, 2009)
 
-    def __init__(self, queries: Queries, corpus: Corpus) -> None:
+    def __init__(self, queries: Queries, corpus: CorpusStatistics) -> None:
         self._queries, self._corpus = queries, corpus
         self._context_KV = self._counts(queries.contexts)
         self._continuation_KV = self._counts(queries.continuations)

@@ -92,12 +92,12 @@ def _trie(
         row_P = owner_P * K + n - LEAST
         is_cross = at[: np.searchsorted(at, cut[1])]
         is_cross = is_cross[(left_P[is_cross] > 0) & (left_P[is_cross] < n)]
-        for name, here in (
+        for name, chosen_P in (
             ("cross", is_cross),
             ("choice", at[slice(*np.searchsorted(at, cut[1:3]))]),
             ("context", at[np.searchsorted(at, cut[2]) :]),
         ):
-            found[name].append(row_P[here] << 32 | node_P[here])
+            found[name].append(row_P[chosen_P] << 32 | node_P[chosen_P])
         if n == MOST:
             held = owner_P[is_cross] * MOST + left_P[is_cross]
             crossing = node_P[is_cross] - level[-1] << 32 | held

@@ -22,7 +22,7 @@ from evalengine.errors import UserError, nearest
 from evalengine.store import sealed
 from evalengine.training.data.contamination import words
 from evalengine.training.exposure import dsir
-from evalengine.training.exposure.bm25 import K1, B, Bm25, Corpus
+from evalengine.training.exposure.bm25 import K1, B, Bm25, CorpusStatistics
 from evalengine.training.exposure.chunks import WORDS, Queries, blocks, chunks, queries
 from evalengine.training.exposure.counting import Source
 from evalengine.training.exposure.embedding import Embedding
@@ -51,7 +51,7 @@ def similarities(
     """
     check(kinds)
     asked = queries(items)
-    corpus = Corpus.of(asked)
+    corpus = CorpusStatistics.of(asked)
     scorers: dict[str, Bm25 | Embedding] = {}
     if "bm25" in kinds:
         scorers["bm25"] = Bm25(asked, corpus)
@@ -103,7 +103,7 @@ def log_mean_exp(value_QK: np.ndarray) -> np.ndarray:
     return np.asarray(logsumexp(value_QK, axis=1) - np.log(np.isfinite(value_QK).sum(axis=1)))
 
 
-def _count(sources: Sources, corpus: Corpus) -> np.ndarray:
+def _count(sources: Sources, corpus: CorpusStatistics) -> np.ndarray:
     """The first pass: adds every source to the corpus's statistics; its counts of dsir's buckets, [S, B]."""
     count_SB = np.zeros((len(sources), dsir.BUCKETS), np.int64)
     with console.progress("reading the sources", len(sources), "sources") as bar:
