@@ -205,10 +205,10 @@ def show(select: Select, rows: Sequence[SelectionRow], pairs: Sequence[Pair]) ->
             ["between", "pairs", "overlap", "lowest", "by chance", "Spearman", "lowest"],
             [[label, len(some), *_agreement(some)] for label, some in groups.items()],
         )
-    high = [r.response_share for r in rows if r.response_share > RESPONSE_ALONE]
-    if high:
+    dominated = [r.response_share for r in rows if r.response_share > RESPONSE_ALONE]
+    if dominated:
         console.say(
-            f"in {len(high)} of {len(rows)} runs the response alone explains more than {RESPONSE_ALONE:.0%} of the scores' "
+            f"in {len(dominated)} of {len(rows)} runs the response alone explains more than {RESPONSE_ALONE:.0%} of the scores' "
             "ranks: the score there says which answer it is more than what was asked"
         )
 
