@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +18,28 @@ def jit(fastmath: bool | set[str] = False) -> Callable[[Callable[..., Any]], Any
 
     def decorate(function: Callable[..., Any]) -> Any:
         try:
-            return numba.njit(cache=True, fastmath=fastmath, nogil=True)(function)
+            compiled = numba.njit(cache=True, fastmath=fastmath, nogil=True)(function)
         except (RuntimeError, OSError):
             return numba.njit(cache=False, fastmath=fastmath, nogil=True)(function)
+        compiled._cache.load_overload = _forgiving(compiled._cache)
+        return compiled
 
     return decorate
+
+
+def _forgiving(cache: Any) -> Callable[..., Any]:
+    """How a cache is read: as if it were empty where that fails.
+
+    An index names the types of arguments, and cannot be read any more once an upgrade has moved or renamed one of them.
+    """
+    load = cache.load_overload
+
+    def load_overload(*about: Any) -> Any:
+        try:
+            return load(*about)
+        except Exception:
+            with contextlib.suppress(OSError):
+                cache.flush()
+            return None
+
+    return load_overload
