@@ -39,7 +39,7 @@ LEVELS = np.array([0.0, 1.0, 2.0, 0.5] * 2)
 MODELS = 40_000
 
 
-class Design(NamedTuple):
+class SimulatedDesign(NamedTuple):
     """own_SQ: squared loading of a benchmark's own factor; shared_T: loading of the category's; alone: benchmarks without it."""
 
     own_SQ: Array
@@ -48,13 +48,13 @@ class Design(NamedTuple):
 
 
 DESIGNS = {
-    "equal": Design(np.full((S, 2), 0.4), np.array([0.5, 0.5])),
-    "different": Design(np.array([[0.2, 0.45], [0.55, 0.1]]), np.array([0.65, 0.3]), (3,)),
+    "equal": SimulatedDesign(np.full((S, 2), 0.4), np.array([0.5, 0.5])),
+    "different": SimulatedDesign(np.array([[0.2, 0.45], [0.55, 0.1]]), np.array([0.65, 0.3]), (3,)),
 }
 OWN = 0.7  # correlation of a benchmark's own factors of accuracy and of confidence, and of the rest
 
 
-def values(rng: np.random.Generator, design: Design, n: int, heavy: bool) -> Array:
+def values(rng: np.random.Generator, design: SimulatedDesign, n: int, heavy: bool) -> Array:
     """(Q, S, T, n, B): standardised values of mixtures."""
 
     def both(*shape: int) -> Array:  # of accuracy and of confidence
@@ -74,7 +74,7 @@ def values(rng: np.random.Generator, design: Design, n: int, heavy: bool) -> Arr
     return x + LEVELS
 
 
-def truths(design: Design, heavy: bool) -> dict[str, Array]:
+def truths(design: SimulatedDesign, heavy: bool) -> dict[str, Array]:
     """Transfer (Q, S, B), r between benchmarks at one stage (T, B, B), and r_align within models (S, T, category)."""
     kappa_TB = np.tile(design.shared_T[:, None], (1, B))
     kappa_TB[:, list(design.alone)] = 0.0

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from evalengine.analysis.data.panel import Panel
-from evalengine.analysis.protocols.protocol import Options, Study
+from evalengine.analysis.protocols.protocol import CorrelateOptions, StudyData
 from evalengine.analysis.protocols.transfer import rows
 from evalengine.analysis.protocols.verdicts import verdicts
 from evalengine.analysis.statistics.bootstrap import Array, Resamples, fisher, intervals, resamples
@@ -165,7 +165,7 @@ def panel_of(values: dict[str, Array], categories: tuple[str, ...]) -> Panel:
     )
 
 
-class Errors(NamedTuple):
+class VerdictErrors(NamedTuple):
     """Of simulated studies: the share that holds any false verdict of a kind, and false verdicts a study."""
 
     study: str
@@ -179,7 +179,7 @@ class Errors(NamedTuple):
 
 def verdict_rates(
     name: str, r_SB: Array, distribution: str, studies: int, n: int = 9, seed: int = 0
-) -> Errors:
+) -> VerdictErrors:
     """How often benchmarks of true correlations `r_SB` (scales, benchmarks) are called reliable and scale-dependent."""
     rng = np.random.default_rng([seed, n, len(distribution)])
     said = []
@@ -190,17 +190,19 @@ def verdict_rates(
         values = np.ascontiguousarray(x_SBTM.transpose(0, 2, 3, 1))
         panel = panel_of({"accuracy": values}, ("All of them",) * r_SB.shape[1])
         plan = planned(n)
-        study = Study(fixed_data(panel, plan, "pearson"), plan, Options())
+        study = StudyData(fixed_data(panel, plan, "pearson"), plan, CorrelateOptions())
         found = [verdict.verdict for verdict in verdicts(rows(study))]
         said.append([found.count("reliable"), found.count("scale-dependent")])
     count = np.array(said)
-    return Errors(name, n, distribution, *(count > 0).mean(axis=0).tolist(), *count.mean(axis=0).tolist())
+    return VerdictErrors(
+        name, n, distribution, *(count > 0).mean(axis=0).tolist(), *count.mean(axis=0).tolist()
+    )
 
 
-def studies_of(studies: int, n: int, distribution: str) -> Iterator[Errors]:
+def studies_of(studies: int, n: int, distribution: str) -> Iterator[VerdictErrors]:
     """Verdicts on studies of BENCHMARKS benchmarks and two scales: nothing transfers; all do alike; planted truths."""
 
-    def rates(name: str, *r: Array) -> Errors:
+    def rates(name: str, *r: Array) -> VerdictErrors:
         return verdict_rates(name, np.stack(r), distribution, studies, n)
 
     zero, one = np.zeros(BENCHMARKS), np.ones(BENCHMARKS)

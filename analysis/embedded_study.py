@@ -36,7 +36,7 @@ class Moved(NamedTuple):
     down: tuple[str, ...]
 
 
-class Findings(NamedTuple):
+class StudyFindings(NamedTuple):
     """Of one scale of one study. counts: numbers of benchmarks, by what is counted. holds: the requirements of the study, and
     whether each is met."""
 
@@ -44,7 +44,7 @@ class Findings(NamedTuple):
     holds: dict[str, bool]
 
 
-def findings(store: Path, scale: str) -> Findings:
+def findings(store: Path, scale: str) -> StudyFindings:
     """Reads a store of the embedded design: mixtures v{source}p{level}, stages pt and sft."""
     panel = load_panel(store, stages=("pt", "sft"))
     s = panel.scales.index(scale)
@@ -73,7 +73,7 @@ def findings(store: Path, scale: str) -> Findings:
     full = [n for n in correct["pt"] if max(correct[t][n].mean(1).max() for t in correct) >= FULL]
     counts |= {"reranked by sft": str(len(turned)), "at the ceiling": ", ".join(full) or "none"}
     both_ways = [name.split()[0] for name, m in moved.items() if m.up and m.down]
-    return Findings(
+    return StudyFindings(
         counts,
         {
             "12 benchmarks above chance": max(map(len, above.values())) >= 12,

@@ -20,7 +20,7 @@ K = TypeVar("K")
 Key = str | Callable[[Any], Any]
 
 
-class Intervals(NamedTuple):
+class IntervalPlot(NamedTuple):
     """Estimates with their intervals: a panel for each `panel(row)`, a line for each `label(row)`, a colour for each `row.at`.
 
     group: a heading above the lines that share it. limit: the axis runs from -limit to limit. measure: what is on it.
@@ -33,7 +33,7 @@ class Intervals(NamedTuple):
     limit: float = 1.0
     measure: str = "r"
 
-    def of_differences(self, limit: float = 2.0) -> Intervals:
+    def of_differences(self, limit: float = 2.0) -> IntervalPlot:
         """The same figure where its rows are differences of two of the measure."""
         return self._replace(limit=limit, measure=f"difference of {self.measure}")
 
@@ -114,7 +114,7 @@ class Scatters(NamedTuple):
         return row.category
 
 
-Figure = Intervals | Heatmaps | Curves | Lines | Scatters
+Figure = IntervalPlot | Heatmaps | Curves | Lines | Scatters
 
 
 class Mark(NamedTuple):

@@ -61,7 +61,7 @@ class Blur(NamedTuple):
 CLEAR = Blur()
 
 
-class Plan(NamedTuple):
+class PowerResult(NamedTuple):
     """One answer: with `n` mixtures a true correlation `r` is seen with probability `power`.
 
     low, high: the interval (Fisher's z) that an estimate equal to `observed`, as which r is seen, would have.
@@ -136,7 +136,7 @@ def spend(runs: int, power: float = 0.8, alpha: float = 0.05, blur: Blur = CLEAR
     ]
 
 
-def plan(r: float, n: int, blur: Blur = CLEAR, alpha: float = 0.05) -> Plan:
+def plan(r: float, n: int, blur: Blur = CLEAR, alpha: float = 0.05) -> PowerResult:
     """What n mixtures see of a true r."""
     import numpy as np
 
@@ -144,7 +144,7 @@ def plan(r: float, n: int, blur: Blur = CLEAR, alpha: float = 0.05) -> Plan:
 
     observed = blur.seen(r)
     low, high = fisher(np.array([observed]), n, 1.0 - alpha)[0]
-    return Plan(r, observed, power_of(blur.distance(r), n, alpha), n, float(low), float(high))
+    return PowerResult(r, observed, power_of(blur.distance(r), n, alpha), n, float(low), float(high))
 
 
 def _check(r: float, power: float, alpha: float) -> None:

@@ -23,8 +23,8 @@ from evalengine.analysis.data.orders import permutation_words
 from evalengine.analysis.data.panel import Panel
 from evalengine.analysis.estimates.groups import Data
 from evalengine.analysis.estimates.item_bootstrap import item_data
-from evalengine.analysis.estimates.tables import Options, Row
-from evalengine.analysis.protocols.protocol import Study
+from evalengine.analysis.estimates.tables import CorrelateOptions, Row
+from evalengine.analysis.protocols.protocol import StudyData
 from evalengine.analysis.protocols.registry import PROTOCOLS
 from evalengine.analysis.protocols.verdicts import Verdict, verdicts
 from evalengine.analysis.results import MANIFEST, TABLES_VERSION
@@ -55,17 +55,17 @@ class Analysis(NamedTuple):
         write_together(folder, MANIFEST, {**self.method, "tables": list(self.tables)}, tables)
 
 
-def analyse(panel: Panel, options: Options, mixtures: Mixtures | None = None) -> Analysis:
+def analyse(panel: Panel, options: CorrelateOptions, mixtures: Mixtures | None = None) -> Analysis:
     """Runs every protocol on every quantity of the panel. `mixtures` says what they are made of, where known."""
     _check(options)
     if panel.factors:
         mixtures = joined(mixtures, Mixtures({}, panel.factors))
     panel = with_blocks(panel, options.block, mixtures, options.statistic)
     data, plan = weighted(panel, options)
-    study = Study(data, plan, options, mixtures)
+    study = StudyData(data, plan, options, mixtures)
     if panel.blocks is not None:
         across = replace(panel, blocks=None)
-        study = replace(study, across=Study(*weighted(across, options), options, mixtures))
+        study = replace(study, across=StudyData(*weighted(across, options), options, mixtures))
     # Begun in reverse: the last ones take longest, and cores idle least when long calls begin first. BLAS has threads of its
     # own, which would take the cores from these.
     with threadpool_limits(1, user_api="blas"):
@@ -74,7 +74,7 @@ def analyse(panel: Panel, options: Options, mixtures: Mixtures | None = None) ->
     return Analysis(panel, tables, verdicts(tables["transfer"]), describe(study))
 
 
-def weighted(panel: Panel, options: Options) -> tuple[Data, Resamples]:
+def weighted(panel: Panel, options: CorrelateOptions) -> tuple[Data, Resamples]:
     """The panel with columns of weights, as `--resample` and `--bootstrap` ask."""
     if options.resample == "mixtures":
         plan = resamples(len(panel.mixtures), options.bootstrap, options.seed, panel.block_M)
@@ -87,7 +87,7 @@ def weighted(panel: Panel, options: Options) -> tuple[Data, Resamples]:
     return item_data(panel, count, options.seed, options.statistic, mixtures=options.resample == "both")
 
 
-def _check(options: Options) -> None:
+def _check(options: CorrelateOptions) -> None:
     if options.interval not in KINDS:
         raise UserError(f"no interval '{options.interval}': choose from {', '.join(KINDS)}")
     if options.resample not in RESAMPLED:
@@ -112,7 +112,7 @@ def fixed_data(panel: Panel, plan: Resamples, statistic: str) -> Data:
     return Data(panel, samples, statistic, plan)
 
 
-def describe(study: Study) -> dict[str, Any]:
+def describe(study: StudyData) -> dict[str, Any]:
     """What analysis.json says: the design, the method in words and numbers, and what was left out."""
     from evalengine import __version__
 
@@ -130,7 +130,7 @@ def describe(study: Study) -> dict[str, Any]:
         "quantities": panel.quantities,
         "metrics": panel.metrics,
         "confidence": panel.confidence,
-        "other_confidence": next(iter(panel.beside), ""),
+        "other_confidence": next(iter(panel.other_confidence), ""),
         "items": panel.n_items.tolist(),
         "chance": [] if panel.chance is None else [None if x != x else x for x in panel.chance.tolist()],
         "statistic": options.statistic,

@@ -18,7 +18,7 @@ def jit(fastmath: bool | set[str] = False) -> Callable[[Callable[..., Any]], Any
 
     def decorate(function: Callable[..., Any]) -> Any:
         try:
-            compiled = numba.njit(cache=True, fastmath=fastmath, nogil=True)(function)
+            compiled: Any = numba.njit(cache=True, fastmath=fastmath, nogil=True)(function)
         except (RuntimeError, OSError):
             return numba.njit(cache=False, fastmath=fastmath, nogil=True)(function)
         compiled._cache.load_overload = _forgiving(compiled._cache)

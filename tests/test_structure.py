@@ -73,3 +73,12 @@ def test_product_code_does_not_know_the_tests() -> None:
         named = {name.split(".")[0] for name in imports(file, known)}
         assert not named & tests, file
         assert "sys.path" not in file.read_text(encoding="utf-8") or "tests" not in file.read_text(), file
+
+
+def test_no_two_classes_share_a_name() -> None:
+    found: dict[str, list[str]] = {}
+    for module, file in modules().items():
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(module)
+    assert not {name: where for name, where in found.items() if len(where) > 1}

@@ -45,7 +45,7 @@ READ = {
 }  # metadata, and as a file has it
 
 
-class Checkpoint(NamedTuple):
+class CheckpointLabels(NamedTuple):
     name: str
     scale: str | None
     mixture: str | None
@@ -81,7 +81,7 @@ class BenchmarkItems(NamedTuple):
 
 
 class Store(NamedTuple):
-    checkpoints: tuple[Checkpoint, ...]
+    checkpoints: tuple[CheckpointLabels, ...]
     benchmarks: tuple[BenchmarkItems, ...]
     notes: tuple[str, ...]
 
@@ -100,7 +100,7 @@ def read_store(store: Path | str, metric: str | None = None, confidence: str = "
     by_benchmark: dict[str, list[Path]] = defaultdict(list)
     for path in paths(store):
         by_benchmark[path.stem].append(path)
-    checkpoints: dict[str, Checkpoint] = {}
+    checkpoints: dict[str, CheckpointLabels] = {}
     read: list[BenchmarkItems] = []
     notes: dict[str, list[str]] = {}  # what is to be known -> of which benchmarks
     for name, group in by_benchmark.items():
@@ -163,7 +163,11 @@ def _notes(found: Sequence[Scored]) -> list[str]:
 
 
 def _read_benchmark(
-    name: str, group: Sequence[Path], metric: str | None, confidence: str, checkpoints: dict[str, Checkpoint]
+    name: str,
+    group: Sequence[Path],
+    metric: str | None,
+    confidence: str,
+    checkpoints: dict[str, CheckpointLabels],
 ) -> tuple[BenchmarkItems, list[str]]:
     """One benchmark's files, each opened once, and the notes on them. Adds to `checkpoints`."""
     found: list[Scored] = []
@@ -189,7 +193,7 @@ def _read_benchmark(
 
 
 def scored_tables(
-    name: str, group: Sequence[Path], checkpoints: dict[str, Checkpoint], formats: bool = False
+    name: str, group: Sequence[Path], checkpoints: dict[str, CheckpointLabels], formats: bool = False
 ) -> Iterator[tuple[Scored, pa.Table]]:
     """One benchmark's files, each opened once and checked, their items in the order of the first one's.
 
@@ -215,7 +219,7 @@ def scored_tables(
         scored = Scored(checkpoint, {**metadata, "category": category_of(table)})
         if checkpoint not in checkpoints:
             scale, mixture, stage = (_first(table, key) for key in ("scale", "mixture", "stage"))
-            checkpoints[checkpoint] = Checkpoint(checkpoint, scale, mixture, stage)
+            checkpoints[checkpoint] = CheckpointLabels(checkpoint, scale, mixture, stage)
         known = checkpoints[checkpoint]
         checkpoints[checkpoint] = known._replace(one_model=of_one_model(path, metadata, known.one_model))
         stated = {"seed": metadata["checkpoint_seed"], "blocks": metadata["blocks"]}
@@ -325,7 +329,7 @@ def _same_order(name: str, holder: str, first: pa.Table, checkpoint: str, other:
     return other.take(pa.array(np.argsort(position.to_numpy())))
 
 
-def factors_of(checkpoints: Iterable[Checkpoint]) -> dict[str, dict[str, str]]:
+def factors_of(checkpoints: Iterable[CheckpointLabels]) -> dict[str, dict[str, str]]:
     """The labels that manifests gave to the mixtures, by factor. Raises UserError where a mixture has two."""
     factors: dict[str, dict[str, str]] = defaultdict(dict)
     for one in checkpoints:
@@ -339,7 +343,7 @@ def factors_of(checkpoints: Iterable[Checkpoint]) -> dict[str, dict[str, str]]:
     return dict(factors)
 
 
-def rows_of_runs(checkpoints: Sequence[Checkpoint]) -> NDArray[np.int64]:
+def rows_of_runs(checkpoints: Sequence[CheckpointLabels]) -> NDArray[np.int64]:
     """(K,) one row for the runs of a mixture at one scale and stage, in the order of the first; one for each other."""
     places = [one[:1] if one.mixture is None or one.stage is None else one[1:4] for one in checkpoints]
     number = {place: row for row, place in enumerate(dict.fromkeys(places))}

@@ -92,7 +92,9 @@ class Panel:
     runs: dict[str, Array] = field(default_factory=dict)  # (S, 2, M, B, R) of `values`; empty if R is 1
     steps: Steps | None = None
     confidence: str = ""  # of `metrics.CONFIDENCES`; "" where results were imported
-    beside: dict[str, Array] = field(default_factory=dict)  # the other confidence, where a benchmark's differ
+    other_confidence: dict[str, Array] = field(
+        default_factory=dict
+    )  # the other confidence, where a benchmark's differ
     blocks: Blocks | None = None  # None where all mixtures are exchangeable
     # of the store's manifest: label by mixture
     factors: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -104,7 +106,7 @@ class Panel:
     @property
     def transferred(self) -> dict[str, Array]:
         """The values, and beside them the other confidence, of which transfer and means are shown."""
-        return {**self.values, **self.beside}
+        return {**self.values, **self.other_confidence}
 
     @property
     def block_M(self) -> NDArray[np.int64] | None:
@@ -251,7 +253,7 @@ def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterabl
     places = axes.places(known)
     by_run = _fill(known, axes, places)
     means = {quantity: mean_of_known(x_STMBR, 4) for quantity, x_STMBR in by_run.items()}
-    values, beside, calibration = (
+    values, other_confidence, calibration = (
         {quantity: means[quantity] for quantity in quantities if quantity in means}
         for quantities in (QUANTITIES, OTHER_CONFIDENCE.values(), CALIBRATION)
     )
@@ -287,7 +289,7 @@ def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterabl
         chance=chance,
         runs=runs,
         steps=steps,
-        beside=beside,
+        other_confidence=other_confidence,
     )
 
 

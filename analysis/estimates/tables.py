@@ -75,7 +75,7 @@ TEXTS = ("contrast", "interval")  # fields that may be empty
 Tests = Mapping[tuple[str, str], tuple[Array, Array]]
 
 
-class Options(NamedTuple):
+class CorrelateOptions(NamedTuple):
     """What the user may choose.
 
     bootstrap: "exact", a number of resamples, or None for exact up to 10 mixtures. interval: "auto" is the kind of each
@@ -92,7 +92,9 @@ class Options(NamedTuple):
     block: str = "auto"
 
 
-def rows_of(group: Group, plan: Resamples, options: Options, tests: Tests | None = None) -> list[Row]:
+def rows_of(
+    group: Group, plan: Resamples, options: CorrelateOptions, tests: Tests | None = None
+) -> list[Row]:
     """Rows of a group at every scale, of the difference between the largest and the smallest, and of its other contrasts."""
     if not group.labels:
         return []
@@ -108,7 +110,11 @@ def rows_of(group: Group, plan: Resamples, options: Options, tests: Tests | None
 
 
 def _rows(
-    group: Group, scale: str, plan: Resamples, options: Options, p_and_q: tuple[Array, Array] | None = None
+    group: Group,
+    scale: str,
+    plan: Resamples,
+    options: CorrelateOptions,
+    p_and_q: tuple[Array, Array] | None = None,
 ) -> list[Row]:
     notes = group.notes[scale]
     kind = group.interval if options.interval == "auto" else options.interval

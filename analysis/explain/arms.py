@@ -26,14 +26,14 @@ from evalengine.analysis.claims import Claim, claim, side, supported, unsupporte
 from evalengine.analysis.data.items import names
 from evalengine.analysis.estimates.groups import ALL
 from evalengine.analysis.explain.choices import Choices
-from evalengine.analysis.explain.design import Run
+from evalengine.analysis.explain.design import PairedRun
 from evalengine.analysis.explain.eft import ratio
-from evalengine.analysis.explain.explainer import Explainer, Findings, Study
+from evalengine.analysis.explain.explainer import Explainer, Findings, StudyScores
 from evalengine.analysis.explain.format import (
     ACCURACY,
     FORMAT,
     KNOWLEDGE,
-    Measured,
+    MeasuredStages,
     mean_of,
     measured,
     values,
@@ -76,7 +76,7 @@ class ArmRow(NamedTuple):
 Place = tuple[str, str, str, str]  # scale, category, benchmark, stage
 
 
-def rows(study: Study) -> list[ArmRow]:
+def rows(study: StudyScores) -> list[ArmRow]:
     out: list[ArmRow] = []
     for scale, runs in study.design.runs.items():
         stages = sorted({stage for run in runs for stage in run.by_stage if is_arm(stage)}, key=natural_key)
@@ -98,7 +98,9 @@ def kept_of(stage: str) -> str:
     return KEPT + (CHAT if stage.endswith(CHAT) else "")
 
 
-def _of_stage(study: Study, scale: str, stage: str, kept: str, runs: Sequence[Run]) -> Iterator[ArmRow]:
+def _of_stage(
+    study: StudyScores, scale: str, stage: str, kept: str, runs: Sequence[PairedRun]
+) -> Iterator[ArmRow]:
     """The rows of an arm or of `sft` itself, on the runs that have both."""
     first = study.design.stages[0]
     stages = list(dict.fromkeys((first, kept, stage)))
@@ -116,7 +118,9 @@ def _row(at: Place, measure: str, minus: str, mean: Mean, note: str = "") -> Arm
     return ArmRow(*at, measure, minus, *mean[:4], math.nan, "", mean.n, joined(why, note))
 
 
-def _of_cells(cells: Sequence[Measured], at: Place, kept: str, first: str, level: float) -> Iterator[ArmRow]:
+def _of_cells(
+    cells: Sequence[MeasuredStages], at: Place, kept: str, first: str, level: float
+) -> Iterator[ArmRow]:
     stage = at[3]
     for measure in (ACCURACY, KNOWLEDGE, FORMAT):
         there = [cell for cell in cells if measure in cell.value[stage]]
@@ -144,7 +148,7 @@ def _of_cells(cells: Sequence[Measured], at: Place, kept: str, first: str, level
         yield _row(at, MAPPING, "", mean, f"{of}; {kept} is not above guessing" if why else of)
 
 
-def with_uniform(cell: Measured) -> Measured:
+def with_uniform(cell: MeasuredStages) -> MeasuredStages:
     """The same with a choice without a model among the stages."""
     count_I, M = np.diff(cell.choices.offset_I1), len(next(iter(cell.value.values()))[ACCURACY])
     uniform = {ACCURACY: 1.0 / count_I, KNOWLEDGE: -np.log(count_I)}

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.data.cells import refuse_all
-from evalengine.analysis.data.items import Checkpoint, Scored, category_of, names, scored_tables
+from evalengine.analysis.data.items import CheckpointLabels, Scored, category_of, names, scored_tables
 from evalengine.arrow import numbers
 from evalengine.checkpoints import emulated_fingerprint
 from evalengine.errors import UserError
@@ -143,7 +143,7 @@ class Choices(NamedTuple):
         return top_KI + np.log(np.add.reduceat(np.exp(x_KC - top_KI[:, item_C]), start_I, axis=1))
 
 
-class Emulated(NamedTuple):
+class EmulatedFrom(NamedTuple):
     """What an emulated checkpoint is made of: names of checkpoints, and the strength."""
 
     base: str
@@ -152,18 +152,18 @@ class Emulated(NamedTuple):
     beta: float
 
 
-class Scores(NamedTuple):
+class StoreScores(NamedTuple):
     """A store. `emulated`: by the name of the emulated checkpoint. `notes`: what was left out. `scored`: how many items each
     benchmark was scored on, also those that are left out and benchmarks that are."""
 
-    checkpoints: dict[str, Checkpoint]
+    checkpoints: dict[str, CheckpointLabels]
     benchmarks: tuple[Choices, ...]
-    emulated: dict[str, Emulated]
+    emulated: dict[str, EmulatedFrom]
     notes: tuple[str, ...]
     scored: dict[str, int]
 
 
-def read_choices(store: Path | str, metric: str | None = None, formats: bool = False) -> Scores:
+def read_choices(store: Path | str, metric: str | None = None, formats: bool = False) -> StoreScores:
     """Reads a score store. `metric` replaces every benchmark's default score. `formats`: the store is one of `score --formats`.
 
     Items of which some checkpoint has a score that is not finite are left out for all, and benchmarks of which no item is left;
@@ -179,8 +179,8 @@ def read_choices(store: Path | str, metric: str | None = None, formats: bool = F
     by_benchmark: dict[str, list[Path]] = defaultdict(list)
     for path in paths(store):
         by_benchmark[path.stem].append(path)
-    checkpoints: dict[str, Checkpoint] = {}
-    emulated: dict[str, Emulated] = {}
+    checkpoints: dict[str, CheckpointLabels] = {}
+    emulated: dict[str, EmulatedFrom] = {}
     found: list[Choices] = []
     notes, scored = [], {}
     for name, group in by_benchmark.items():
@@ -212,10 +212,10 @@ def read_choices(store: Path | str, metric: str | None = None, formats: bool = F
     for name, one in emulated.items():
         _refuse_other_weights(name, one, checkpoints)
     found.sort(key=lambda one: (category_key(one.category), one.name))
-    return Scores(checkpoints, tuple(found), emulated, tuple(notes), scored)
+    return StoreScores(checkpoints, tuple(found), emulated, tuple(notes), scored)
 
 
-def read_formats(store: Path, metric: str | None = None) -> Scores | None:
+def read_formats(store: Path, metric: str | None = None) -> StoreScores | None:
     """The scores in formats, None where there are none. Items of which an answer begins another are left out, and named.
 
     Raises UserError as `read_choices` does, and where benchmarks were scored in different formats.
@@ -246,7 +246,7 @@ def read_formats(store: Path, metric: str | None = None) -> Scores | None:
     return scores._replace(benchmarks=tuple(found), notes=tuple(notes))
 
 
-def _refuse_other_weights(name: str, made: Emulated, checkpoints: dict[str, Checkpoint]) -> None:
+def _refuse_other_weights(name: str, made: EmulatedFrom, checkpoints: dict[str, CheckpointLabels]) -> None:
     """Refuses emulated scores of other weights than those whose own scores the store holds."""
     members = (made.base, made.tuned, made.ref)
     prints = [checkpoints[one].one_model[0] if one in checkpoints else "" for one in members]
@@ -262,8 +262,8 @@ def _read_benchmark(
     name: str,
     group: list[Path],
     metric: str | None,
-    checkpoints: dict[str, Checkpoint],
-    emulated: dict[str, Emulated],
+    checkpoints: dict[str, CheckpointLabels],
+    emulated: dict[str, EmulatedFrom],
     formats: bool,
 ) -> Choices:
     holders: list[str] = []
@@ -288,7 +288,7 @@ def _read_benchmark(
         overlapping |= set(json.loads(raw.get(b"overlapping", b"[]")))
         if b"eft_beta" in raw:
             base, tuned, ref, beta = (raw.get(key.encode(), b"").decode(errors="replace") for key in EFT_KEYS)
-            emulated[scored.checkpoint] = Emulated(base, tuned, ref, float(beta))
+            emulated[scored.checkpoint] = EmulatedFrom(base, tuned, ref, float(beta))
     uncond = columns["loglik_uncond"]
     if METRICS[chosen].column == "loglik_uncond" and len(uncond) < len(holders):
         raise UserError(f"{name} was scored without --pmi, so it has no acc_pmi: score again with --pmi")

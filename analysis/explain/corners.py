@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.data.items import names
-from evalengine.analysis.explain.choices import Array, Choices, Emulated
+from evalengine.analysis.explain.choices import Array, Choices, EmulatedFrom
 from evalengine.analysis.explain.design import by_mixture, numbered
-from evalengine.analysis.explain.explainer import Study, once
+from evalengine.analysis.explain.explainer import StudyScores, once
 from evalengine.analysis.explain.means import joined, left_out
 from evalengine.labels import scale_key
 
@@ -72,7 +72,7 @@ class Corners(NamedTuple):
         return self.large if direction == "up" else self.small
 
 
-def lacks_corners(study: Study) -> str:
+def lacks_corners(study: StudyScores) -> str:
     """What a study lacks for emulation between two scales, as it follows "needs"; "" where it has all but the benchmarks."""
     design = study.design
     checkpoints = {name for runs in design.runs.values() for run in runs for name in (run.before, run.after)}
@@ -88,7 +88,7 @@ def lacks_corners(study: Study) -> str:
     return ""
 
 
-def corners_of(study: Study) -> Corners | None:
+def corners_of(study: StudyScores) -> Corners | None:
     """None where the study lacks them."""
     if lacks_corners(study):
         return None
@@ -132,20 +132,20 @@ def answered(choices: Choices) -> Answered:
 
 
 @once
-def real(study: Study, benchmark: str, *names: str) -> Answered | None:
+def real(study: StudyScores, benchmark: str, *names: str) -> Answered | None:
     """Of checkpoints as they were scored, None where the benchmark lacks one."""
     some = next(one for one in study.scores.benchmarks if one.name == benchmark).of(names)
     return None if some is None else answered(some)
 
 
 def emulated(
-    study: Study, corners: Corners, choices: Choices, direction: str, level: str, beta: float
+    study: StudyScores, corners: Corners, choices: Choices, direction: str, level: str, beta: float
 ) -> Answered | None:
     """Of every run's emulated checkpoint, None where there is none at this level and strength."""
     roles = [quartet.roles(direction) for quartet in corners.quartets]
     if level == TOKEN:
         whose = {one: name for name, one in study.scores.emulated.items()}
-        return real(study, choices.name, *(whose.get(Emulated(*of, beta), "") for of in roles))
+        return real(study, choices.name, *(whose.get(EmulatedFrom(*of, beta), "") for of in roles))
     if choices.own_contexts:
         return None
     base, tuned, ref = (choices.of(names) for names in zip(*roles, strict=True))
@@ -157,7 +157,7 @@ def emulated(
     return answered(shifted)
 
 
-def dials(study: Study) -> Iterator[tuple[str, str, tuple[float, ...]]]:
+def dials(study: StudyScores) -> Iterator[tuple[str, str, tuple[float, ...]]]:
     """Direction, level, and the strengths that there are, by size."""
     at_token = sorted({one.beta for one in study.scores.emulated.values()})
     at_sequence = sorted({*BETAS, *at_token})
@@ -167,18 +167,18 @@ def dials(study: Study) -> Iterator[tuple[str, str, tuple[float, ...]]]:
         yield direction, SEQUENCE, tuple(at_sequence)
 
 
-def best_level(study: Study, corners: Corners) -> str:
+def best_level(study: StudyScores, corners: Corners) -> str:
     """The token level where every run has been emulated at beta 1 in both directions, else the sequence level."""
     known = set(study.scores.emulated.values())
     whole = all(
-        Emulated(*quartet.roles(direction), 1.0) in known
+        EmulatedFrom(*quartet.roles(direction), 1.0) in known
         for quartet in corners.quartets
         for direction in DIRECTIONS
     )
     return TOKEN if whole else SEQUENCE
 
 
-def missing(study: Study, corners: Corners, level: str, category: str, there: Collection[str]) -> str:
+def missing(study: StudyScores, corners: Corners, level: str, category: str, there: Collection[str]) -> str:
     """What the mean over the benchmarks `there` of a category, or of all, does not hold, and why."""
     between = study.design.scales[1:-1]
     lonely = [mixture for mixture in study.design.mixtures if mixture not in corners.mixtures]

@@ -23,7 +23,7 @@ from evalengine.analysis.estimates.groups import ALL
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.corners import TOKEN, best_level, corners_of, lacks_corners, missing
 from evalengine.analysis.explain.eft import both_ways
-from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study
+from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, StudyScores
 from evalengine.analysis.explain.means import grouped, joined, notes, over, with_q
 from evalengine.analysis.explain.student import p_below, two_way_mean
 from evalengine.analysis.figure import Part, Table, pivot, with_benchmarks
@@ -60,7 +60,7 @@ class DecompositionRow(NamedTuple):
     note: str
 
 
-def rows(study: Study) -> list[DecompositionRow]:
+def rows(study: StudyScores) -> list[DecompositionRow]:
     if (corners := corners_of(study)) is None:
         return []
     level = best_level(study, corners)

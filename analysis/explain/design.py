@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis.data.items import Checkpoint, names
+from evalengine.analysis.data.items import CheckpointLabels, names
 from evalengine.analysis.data.panel import choose_stages, natural_key, scale_key
-from evalengine.analysis.explain.choices import Array, Scores
+from evalengine.analysis.explain.choices import Array, StoreScores
 from evalengine.errors import UserError
 
 Place = tuple[str, str]  # a run's mixture and seed
 
 
-class Run(NamedTuple):
+class PairedRun(NamedTuple):
     """One run of a mixture at a scale: its checkpoints before and after fine-tuning, by name.
 
     by_stage: these and those of all other stages in the store.
@@ -39,7 +39,7 @@ class Design(NamedTuple):
 
     stages: tuple[str, str]
     mixtures: tuple[str, ...]
-    runs: dict[str, tuple[Run, ...]]
+    runs: dict[str, tuple[PairedRun, ...]]
     notes: tuple[str, ...]
 
     @property
@@ -67,7 +67,7 @@ def numbered(mixture_R: Iterable[str]) -> tuple[tuple[str, ...], NDArray[np.int6
     return mixtures, np.array([mixtures.index(name) for name in names], dtype=np.int64)
 
 
-def design_of(scores: Scores, stages: Sequence[str] | None = None) -> Design:
+def design_of(scores: StoreScores, stages: Sequence[str] | None = None) -> Design:
     """Pairs the checkpoints of two stages; of more that are asked for, the first and the last.
 
     Emulated checkpoints are in no pair unless their stage is asked for. What has no counterpart is named in the notes.
@@ -106,7 +106,7 @@ def design_of(scores: Scores, stages: Sequence[str] | None = None) -> Design:
             notes.append(f"scale {scale}: without both {pair[0]} and {pair[1]}, left out: {names(lonely)}")
         if whole:
             runs[scale] = tuple(
-                Run(*place, before=of[place][pair[0]], after=of[place][pair[1]], by_stage=of[place])
+                PairedRun(*place, before=of[place][pair[0]], after=of[place][pair[1]], by_stage=of[place])
                 for place in whole
             )
     if not runs and unlike:
@@ -122,7 +122,9 @@ def design_of(scores: Scores, stages: Sequence[str] | None = None) -> Design:
     return Design(pair, tuple(sorted(every, key=natural_key)), runs, tuple(notes))
 
 
-def placed(checkpoints: Iterable[Checkpoint], where: str = "") -> dict[str, dict[Place, dict[str, str]]]:
+def placed(
+    checkpoints: Iterable[CheckpointLabels], where: str = ""
+) -> dict[str, dict[Place, dict[str, str]]]:
     """Names of checkpoints with a mixture and a stage by scale, place and stage. Raises UserError where two claim one place, and
     says `where`."""
     out: dict[str, dict[Place, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))

@@ -32,7 +32,7 @@ from evalengine.analysis.estimates.groups import ALL
 from evalengine.analysis.explain import doses, exposed
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.doses import MARGIN, OUTCOMES, dosed_items, together, whens
-from evalengine.analysis.explain.explainer import Study
+from evalengine.analysis.explain.explainer import StudyScores
 from evalengine.analysis.explain.exposed import CONTEXT, SIMILARITIES, Dose
 from evalengine.analysis.explain.means import joined, with_q
 from evalengine.analysis.explain.student import Interval, jackknife, quantile, two_way_mean
@@ -89,7 +89,7 @@ class FrequencyRow(NamedTuple):
         return self.stage
 
 
-def rows(study: Study) -> list[FrequencyRow]:
+def rows(study: StudyScores) -> list[FrequencyRow]:
     out: list[FrequencyRow] = []
     for scale in study.design.scales:
         if (found := doses.dosed(study, scale)) is None:
@@ -100,7 +100,7 @@ def rows(study: Study) -> list[FrequencyRow]:
     return with_q(out, _family)
 
 
-def of_dose(study: Study, scale: str, dose: Dose) -> Iterator[FrequencyRow]:
+def of_dose(study: StudyScores, scale: str, dose: Dose) -> Iterator[FrequencyRow]:
     """Every row of a dose at a scale but its q."""
     closely = dose == doses.headline(study)
     regressors: dict[str, Any] = {X: (dose, None)}
@@ -159,7 +159,7 @@ def _scaled(row: FrequencyRow, factor: float) -> FrequencyRow:
 
 
 def _slope(
-    base: FrequencyRow, x_MI: Array, y_MI: Array, orders: NDArray[np.int64] | None, study: Study
+    base: FrequencyRow, x_MI: Array, y_MI: Array, orders: NDArray[np.int64] | None, study: StudyScores
 ) -> FrequencyRow:
     found, errors = fitted(np.stack([x_MI, y_MI]), study.options.level)
     row = _with(base, found, 0)._replace(

@@ -30,7 +30,7 @@ from evalengine.analysis.data.mixtures import kind_of
 from evalengine.analysis.estimates.groups import ALL
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.design import by_mixture, numbered
-from evalengine.analysis.explain.explainer import Study, once
+from evalengine.analysis.explain.explainer import StudyScores, once
 from evalengine.analysis.explain.exposed import CROSS, LONGEST, SIMILARITIES, Dose, Dosed, exposed
 from evalengine.analysis.explain.means import Member, grouped, joined
 from evalengine.analysis.explain.within import demeaned, relabellings, varies
@@ -66,7 +66,7 @@ def different(dose_MI: Array) -> float:
 
 
 @once
-def headline(study: Study) -> Dose | None:
+def headline(study: StudyScores) -> Dose | None:
     """The dose that is looked at most closely: crossing n-grams of the largest n that keeps at least half of the items that the
     best n has, items of usable benchmarks whose dose differs between mixtures. It depends on texts and design alone, not on any
     score, so choosing it needs no correction."""
@@ -84,7 +84,7 @@ def headline(study: Study) -> Dose | None:
     return max(enough, key=lambda dose: dose.n, default=None)
 
 
-def orders(study: Study, mixtures: tuple[str, ...]) -> NDArray[np.int64] | None:
+def orders(study: StudyScores, mixtures: tuple[str, ...]) -> NDArray[np.int64] | None:
     """Relabellings of the design, where its mixtures are a grid: which sources they have, by their shares of web, code and
     curated text (within.relabellings)."""
     found = exposed(study)
@@ -102,7 +102,7 @@ def orders(study: Study, mixtures: tuple[str, ...]) -> NDArray[np.int64] | None:
 
 
 @once
-def dosed(study: Study, scale: str) -> tuple[tuple[str, ...], list[Dosed]] | None:
+def dosed(study: StudyScores, scale: str) -> tuple[tuple[str, ...], list[Dosed]] | None:
     """The mixtures of a scale whose shares are known, and their doses; None where nothing can be said."""
     if (found := exposed(study)) is None:
         return None
@@ -184,7 +184,7 @@ def whens(stages: Sequence[str]) -> tuple[When, When, When]:
     return (first, ""), (last, ""), (last, first)
 
 
-def dosed_items(study: Study, scale: str, regressors: Mapping[str, Regressor]) -> Dosages | None:
+def dosed_items(study: StudyScores, scale: str, regressors: Mapping[str, Regressor]) -> Dosages | None:
     """The items on which all regressors are known, of benchmarks in which the first one differs; None without doses at all."""
     if (found := dosed(study, scale)) is None:
         return None
@@ -218,7 +218,7 @@ def together(parts: Iterable[Array]) -> Array:
 
 @once
 def outcomes(
-    study: Study, scale: str, benchmark: str, mixtures: tuple[str, ...]
+    study: StudyScores, scale: str, benchmark: str, mixtures: tuple[str, ...]
 ) -> dict[tuple[When, str], Array] | None:
     """(M, I), runs of a mixture averaged; None where a run lacks the benchmark."""
     choices = next(one for one in study.scores.benchmarks if one.name == benchmark)

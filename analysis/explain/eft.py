@@ -26,7 +26,7 @@ from evalengine.analysis.explain.corners import (
     real,
 )
 from evalengine.analysis.explain.design import by_mixture
-from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study, once
+from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, StudyScores, once
 from evalengine.analysis.explain.means import Member, grouped, joined
 from evalengine.analysis.explain.student import Mean, quantile, two_way_mean
 from evalengine.analysis.figure import File, Folded, Lines, Part, Table, blocks, pivot
@@ -89,7 +89,7 @@ class BothWays(Member):
 
 
 @once
-def cells(study: Study, corners: Corners, direction: str, level: str, beta: float) -> list[Emulation]:
+def cells(study: StudyScores, corners: Corners, direction: str, level: str, beta: float) -> list[Emulation]:
     """Every benchmark that all runs have at this level and strength."""
     out = []
     for choices in study.scores.benchmarks:
@@ -109,7 +109,7 @@ def cells(study: Study, corners: Corners, direction: str, level: str, beta: floa
     return out
 
 
-def both_ways(study: Study, corners: Corners, level: str) -> list[BothWays]:
+def both_ways(study: StudyScores, corners: Corners, level: str) -> list[BothWays]:
     """Every benchmark that has both at beta 1."""
     up, down = (
         {cell.benchmark: cell for cell in cells(study, corners, way, level, 1.0)} for way in DIRECTIONS
@@ -117,7 +117,7 @@ def both_ways(study: Study, corners: Corners, level: str) -> list[BothWays]:
     return [BothWays(one.category, name, one, down[name]) for name, one in up.items() if name in down]
 
 
-def eft_rows(study: Study) -> list[EftRow]:
+def eft_rows(study: StudyScores) -> list[EftRow]:
     if (corners := corners_of(study)) is None:
         return []
     out = []
@@ -131,7 +131,7 @@ def eft_rows(study: Study) -> list[EftRow]:
     return out
 
 
-def mean_rows(study: Study) -> list[MeanRow]:
+def mean_rows(study: StudyScores) -> list[MeanRow]:
     if (corners := corners_of(study)) is None:
         return []
     out: list[MeanRow] = []
@@ -147,7 +147,7 @@ def mean_rows(study: Study) -> list[MeanRow]:
 
 
 def _means(
-    study: Study, corners: Corners, at: tuple[str, str, float], every: Sequence[Emulation]
+    study: StudyScores, corners: Corners, at: tuple[str, str, float], every: Sequence[Emulation]
 ) -> Iterator[MeanRow]:
     direction, level, beta = at
     there = {cell.benchmark for cell in every}

@@ -20,7 +20,7 @@ from evalengine.analysis.estimates.groups import ALL
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.corners import Answered, best_level, corners_of, lacks_corners, missing
 from evalengine.analysis.explain.eft import both_ways
-from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study
+from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, StudyScores
 from evalengine.analysis.explain.means import joined, notes, over
 from evalengine.analysis.explain.ranking import LEAST, MEASURES, interval, over_benchmarks, with_and_without
 from evalengine.analysis.figure import Part, Table, blocks, pivot, with_benchmarks
@@ -47,7 +47,7 @@ class DecisionRow(NamedTuple):
     note: str
 
 
-def rows(study: Study) -> list[DecisionRow]:
+def rows(study: StudyScores) -> list[DecisionRow]:
     if (corners := corners_of(study)) is None or len(corners.mixtures) < LEAST:
         return []
     level = best_level(study, corners)
@@ -80,7 +80,7 @@ def rows(study: Study) -> list[DecisionRow]:
     return out
 
 
-def lacks(study: Study) -> str:
+def lacks(study: StudyScores) -> str:
     if (corners := corners_of(study)) is None:
         return lacks_corners(study)
     most = len(corners.mixtures)

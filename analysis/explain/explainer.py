@@ -20,7 +20,7 @@ from evalengine.analysis.data.blocks import AUTO, blocks_of
 from evalengine.analysis.data.items import factors_of
 from evalengine.analysis.data.mixtures import Mixtures, joined
 from evalengine.analysis.data.panel import Blocks
-from evalengine.analysis.explain.choices import Scores
+from evalengine.analysis.explain.choices import StoreScores
 from evalengine.analysis.explain.design import Design
 from evalengine.analysis.figure import Heading, Part
 from evalengine.analysis.results import Method
@@ -28,7 +28,7 @@ from evalengine.analysis.results import Method
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Options(NamedTuple):
+class ExplainOptions(NamedTuple):
     """What the user may choose. data: the folder of the benchmarks' files, for the texts of items. exposure: the folder that
     `evalengine expose` wrote. block, made_of: as `correlate --block` and `--study`."""
 
@@ -41,13 +41,13 @@ class Options(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Study:
+class StudyScores:
     """What explainers compute from. `formats`: what `score --formats` stored. `kept`: what several need and one has computed."""
 
-    scores: Scores
+    scores: StoreScores
     design: Design
-    options: Options
-    formats: Scores | None = None
+    options: ExplainOptions
+    formats: StoreScores | None = None
     kept: dict[Any, Any] = field(default_factory=dict)
 
     @functools.cached_property
@@ -68,7 +68,7 @@ def once(make: F) -> F:
     """A function of a study, and of what can be a key, whose results the study keeps."""
 
     @functools.wraps(make)
-    def kept(study: Study, *about: Any) -> Any:
+    def kept(study: StudyScores, *about: Any) -> Any:
         key = (make, *about)
         if key not in study.kept:
             study.kept[key] = make(study, *about)
@@ -95,7 +95,7 @@ class Findings(NamedTuple):
 EVERYWHERE = "a benchmark that every checkpoint of a scale has"
 
 
-def lacks_mixtures(study: Study, least: int = 1) -> str:
+def lacks_mixtures(study: StudyScores, least: int = 1) -> str:
     """What a study lacks for a table that needs so many mixtures of one scale."""
     most = max(study.design.paired.values())
     return f"{least} mixtures of one scale, not {most}" if most < least else EVERYWHERE
@@ -113,11 +113,11 @@ class Explainer(NamedTuple):
 
     table: str
     row: type[Any]
-    rows: Callable[[Study], list[Any]]
+    rows: Callable[[StudyScores], list[Any]]
     title: str = ""
     level: int = 2
     opens: Callable[[list[Any]], bool] = bool
-    lacks: Callable[[Study], str] = lacks_mixtures
+    lacks: Callable[[StudyScores], str] = lacks_mixtures
     shown: Callable[[Findings], Iterable[Part]] = lambda findings: ()
     said: Callable[[Findings], Iterable[Claim]] = lambda findings: ()
 

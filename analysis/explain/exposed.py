@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from evalengine.analysis.data.items import names
 from evalengine.analysis.explain.choices import Array, Choices
-from evalengine.analysis.explain.explainer import Study, once
+from evalengine.analysis.explain.explainer import StudyScores, once
 from evalengine.analysis.figure import by
 from evalengine.errors import UserError
 from evalengine.labels import CHAT
@@ -89,7 +89,7 @@ class Exposed(NamedTuple):
         return epochs_S
 
 
-class Rows(NamedTuple):
+class ExposureRows(NamedTuple):
     """The rows of one benchmark: their numbers, the places of their choices in the store, and their sources'."""
 
     row: NDArray[np.int64]
@@ -98,7 +98,7 @@ class Rows(NamedTuple):
 
 
 @once
-def exposed(study: Study) -> Exposed | None:
+def exposed(study: StudyScores) -> Exposed | None:
     """What `--exposure` names, joined to the store's items; None without. Raises UserError where it does not fit the store."""
     folder = study.options.exposure
     if folder is not None and folder.is_file():
@@ -106,18 +106,18 @@ def exposed(study: Study) -> Exposed | None:
     return None if folder is None else _read(study, folder)
 
 
-def notes(study: Study) -> tuple[str, ...]:
+def notes(study: StudyScores) -> tuple[str, ...]:
     """What was left out of the exposures, and where they are the same text again."""
     found = exposed(study)
     return () if found is None else found.notes
 
 
-def lacks(study: Study) -> str:
+def lacks(study: StudyScores) -> str:
     """What a study lacks for doses, as it follows "needs"; "" where it has the files."""
     return "" if study.options.exposure else "what `evalengine expose` counted (--exposure)"
 
 
-def wording(study: Study) -> str:
+def wording(study: StudyScores) -> str:
     """What of the prompts that were scored the exposures do not count; "" where they are of the items as they were scored."""
     if exposed(study) is None:
         return ""
@@ -132,7 +132,7 @@ def wording(study: Study) -> str:
     )
 
 
-def _read(study: Study, folder: Path) -> Exposed:
+def _read(study: StudyScores, folder: Path) -> Exposed:
     from evalengine.training.exposure import table
 
     counted = table.read(folder / table.NAME)
@@ -171,7 +171,7 @@ def _read(study: Study, folder: Path) -> Exposed:
     return found._replace(counts=tuple(counts), notes=tuple(filter(None, said)))
 
 
-def _of_other_items(study: Study, folder: Path, name: str, about: ExposureAbout) -> str:
+def _of_other_items(study: StudyScores, folder: Path, name: str, about: ExposureAbout) -> str:
     """Refuses a file made of other items, or of another version of a benchmark, than were scored; a note on one that does not
     say its versions, as older ones do not."""
     for choices in study.scores.benchmarks:
@@ -194,7 +194,7 @@ def _of_other_items(study: Study, folder: Path, name: str, about: ExposureAbout)
     )
 
 
-def _design(study: Study, folder: Path, about: ExposureAbout) -> Exposed:
+def _design(study: StudyScores, folder: Path, about: ExposureAbout) -> Exposed:
     """What the mixtures and scales of the store are made of, without counts."""
     if not about.mixtures or not about.tokens:
         raise UserError(
@@ -276,7 +276,7 @@ def _similar(path: Path) -> table.Exposure | None:
     return Exposure(about, {}, *of, words_R, words_R + 1, value_R.astype(np.float64))
 
 
-def _rows(choices: Choices, of: table.Exposure, sources: tuple[str, ...]) -> Rows:
+def _rows(choices: Choices, of: table.Exposure, sources: tuple[str, ...]) -> ExposureRows:
     """The rows of a benchmark's items in the sources that the study has."""
     number = {item: i for i, item in enumerate(choices.item_I)}
     item_R = np.array([number.get(item, -1) for item in of.item.names], dtype=np.int64)[of.item.code_R]
@@ -291,4 +291,4 @@ def _rows(choices: Choices, of: table.Exposure, sources: tuple[str, ...]) -> Row
             f"{choices.name}: the exposures have choices that the store's items have not: run `evalengine expose` on the data "
             "that was scored"
         )
-    return Rows(row, choices.offset_I1[i] + j, source_R[row])
+    return ExposureRows(row, choices.offset_I1[i] + j, source_R[row])

@@ -8,10 +8,10 @@ from typing import Any
 
 from evalengine.analysis.data.items import names
 from evalengine.analysis.explain import exposed
-from evalengine.analysis.explain.choices import Scores, read_choices, read_formats
+from evalengine.analysis.explain.choices import StoreScores, read_choices, read_formats
 from evalengine.analysis.explain.corners import in_order
 from evalengine.analysis.explain.design import Design, design_of
-from evalengine.analysis.explain.explainer import Findings, Options, Study
+from evalengine.analysis.explain.explainer import ExplainOptions, Findings, StudyScores
 from evalengine.analysis.explain.registry import EXPLAINERS
 from evalengine.analysis.figure import Part, by
 from evalengine.analysis.together import read_together, write_together
@@ -24,7 +24,7 @@ CORRELATED = 4  # mixtures that `correlate` needs
 
 def explain(
     store: Path | str,
-    options: Options,
+    options: ExplainOptions,
     stages: Sequence[str] | None = None,
     metric: str | None = None,
     formats: Path | None = None,
@@ -41,7 +41,7 @@ def explain(
         check_folder(options.data)
     scores = read_choices(store, metric)
     in_formats = read_formats(formats or Path(store) / "formats", metric)
-    study = Study(scores, design_of(scores, stages), options, in_formats)
+    study = StudyScores(scores, design_of(scores, stages), options, in_formats)
     tables = {explainer.table: explainer.rows(study) for explainer in EXPLAINERS}
     lacking = {
         one.title: one.lacks(study) for one in EXPLAINERS if one.title and not one.opens(tables[one.table])
@@ -75,7 +75,7 @@ def shown(findings: Findings) -> list[Part]:
     return [*(part for one in EXPLAINERS for part in one.section(findings)), *filter(None, said)]
 
 
-def describe(study: Study) -> dict[str, Any]:
+def describe(study: StudyScores) -> dict[str, Any]:
     """What explain.json says: the design, and what was left out."""
     from evalengine import __version__
 
@@ -116,7 +116,7 @@ def describe(study: Study) -> dict[str, Any]:
     }
 
 
-def within_blocks(study: Study) -> list[str]:
+def within_blocks(study: StudyScores) -> list[str]:
     """Says what is compared within blocks, and what is not."""
     if study.blocks is None:
         return []
@@ -127,7 +127,7 @@ def within_blocks(study: Study) -> list[str]:
     ]
 
 
-def unchecked(study: Study) -> list[str]:
+def unchecked(study: StudyScores) -> list[str]:
     """Names the benchmarks of which nobody can tell whether the folders that were given hold the rows that were scored."""
     folders = {"--data": study.options.data, "--exposure": study.options.exposure}
     given = " and ".join(option for option, folder in folders.items() if folder is not None)
@@ -140,7 +140,7 @@ def unchecked(study: Study) -> list[str]:
     ]
 
 
-def _lacking(scores: Scores, design: Design) -> Iterator[str]:
+def _lacking(scores: StoreScores, design: Design) -> Iterator[str]:
     """Names the benchmarks that some checkpoint of a scale lacks: no mean of all its mixtures holds them."""
     for scale in design.scales:
         checkpoints = [*design.names(scale, after=False), *design.names(scale, after=True)]

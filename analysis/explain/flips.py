@@ -23,7 +23,7 @@ from evalengine.analysis.claims import CAUTION, Claim, side, supported
 from evalengine.analysis.estimates.groups import ALL
 from evalengine.analysis.explain.choices import CLIP, Array
 from evalengine.analysis.explain.design import by_mixture
-from evalengine.analysis.explain.explainer import Explainer, Findings, Study
+from evalengine.analysis.explain.explainer import Explainer, Findings, StudyScores
 from evalengine.analysis.explain.item_level import ItemLevel, item_levels
 from evalengine.analysis.explain.logistic import fit
 from evalengine.analysis.explain.means import Member, grouped, left_out, lines_of, over, over_bins
@@ -89,7 +89,7 @@ class Turned(Member):
     value: dict[tuple[str, str], Array]  # by measure and against, (M, I)
 
 
-def flip_rows(study: Study) -> list[FlipRow]:
+def flip_rows(study: StudyScores) -> list[FlipRow]:
     out = []
     for scale, data in item_levels(study):
         for category, benchmark, chosen in grouped(list(cells(data))):
@@ -152,7 +152,7 @@ def _distance(data: ItemLevel, keep_R: Array) -> tuple[float, bool]:
     return at[0] - at[1], inside
 
 
-def curve_rows(study: Study) -> list[CurveRow]:
+def curve_rows(study: StudyScores) -> list[CurveRow]:
     out = []
     for scale, data in item_levels(study):
         for axis, x_RI in zip(AXES, (data.margin, data.logp / np.log(10.0)), strict=True):
@@ -168,7 +168,7 @@ def curve_rows(study: Study) -> list[CurveRow]:
     return out
 
 
-def item_rows(study: Study) -> list[ItemRow]:
+def item_rows(study: StudyScores) -> list[ItemRow]:
     """The items that turned most consistently, over all scales."""
     turned: dict[tuple[str, str], NDArray[np.int64]] = {}  # learned, lost, runs
     for _, data in item_levels(study):
@@ -192,7 +192,7 @@ def item_rows(study: Study) -> list[ItemRow]:
     ]
 
 
-def texts_of(study: Study, keys: set[tuple[str, str]]) -> dict[tuple[str, str], str]:
+def texts_of(study: StudyScores, keys: set[tuple[str, str]]) -> dict[tuple[str, str], str]:
     """The last of each item's context and its right choice, where the folder of the data is given and holds the benchmark.
 
     Raises UserError where it holds other rows than were scored, whose ids may be the same."""

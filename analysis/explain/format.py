@@ -31,8 +31,8 @@ import numpy as np
 from evalengine.analysis.claims import Claim, claim
 from evalengine.analysis.estimates.groups import ALL
 from evalengine.analysis.explain.choices import Array, Choices
-from evalengine.analysis.explain.design import Run, by_mixture, numbered
-from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study
+from evalengine.analysis.explain.design import PairedRun, by_mixture, numbered
+from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, StudyScores
 from evalengine.analysis.explain.means import Member, grouped, joined, left_out, lines_of, over, partly
 from evalengine.analysis.explain.student import Mean, two_way_mean
 from evalengine.analysis.figure import Part, Table, blocks, with_benchmarks
@@ -70,7 +70,7 @@ def compared(stages: tuple[str, str]) -> list[tuple[str, str]]:
 
 
 @dataclass(frozen=True)
-class Measured(Member):
+class MeasuredStages(Member):
     """A benchmark at several stages; `value`: by stage, then measure, (M, I)."""
 
     choices: Choices
@@ -82,7 +82,7 @@ class Measured(Member):
         return max(float(at[ABOVE].mean()) if ABOVE in at else 0.0 for at in self.value.values())
 
 
-def rows(study: Study) -> list[FormatRow]:
+def rows(study: StudyScores) -> list[FormatRow]:
     out = []
     before, after = study.design.stages
     for scale, runs in study.design.runs.items():
@@ -109,7 +109,7 @@ def values(cells: Sequence[Any], measure: str, stage: str, minus: str = "") -> l
     return [x - cell.value[minus][measure] for x, cell in zip(at_MI, cells, strict=True)] if minus else at_MI
 
 
-def mean_of(cells: Sequence[Measured], measure: str, stage: str, minus: str, level: float) -> Mean:
+def mean_of(cells: Sequence[MeasuredStages], measure: str, stage: str, minus: str, level: float) -> Mean:
     """The mean over benchmarks of a measure at a stage, or of its difference to `minus`. Of items of which no choice begins with
     another, a mass is a probability."""
     more = any(cell.above > 0.0 for cell in cells)
@@ -119,13 +119,15 @@ def mean_of(cells: Sequence[Measured], measure: str, stage: str, minus: str, lev
     return two_way_mean(value_BMI, level, difference(possible) if minus else possible)
 
 
-def note_of(there: list[Measured], every: list[Measured]) -> str:
+def note_of(there: list[MeasuredStages], every: list[MeasuredStages]) -> str:
     above = float(np.mean([cell.above for cell in there]))
     said = f"choices begin with one another: mass above 1 on {above:.2%} of the items" if above > 0 else ""
     return joined(said, partly(there, every))
 
 
-def measured(study: Study, stages: Iterable[str], runs: Sequence[Run]) -> Iterator[Measured]:
+def measured(
+    study: StudyScores, stages: Iterable[str], runs: Sequence[PairedRun]
+) -> Iterator[MeasuredStages]:
     """Every benchmark, at those of the stages at which all of the runs were scored on it."""
     mixture_R = numbered(run.mixture for run in runs)[1]
     for choices in study.scores.benchmarks:
@@ -134,7 +136,7 @@ def measured(study: Study, stages: Iterable[str], runs: Sequence[Run]) -> Iterat
             if (some := choices.of([run.by_stage.get(stage, "") for run in runs])) is not None:
                 value[stage] = {name: by_mixture(x_RI, mixture_R) for name, x_RI in measures(some).items()}
         if value:
-            yield Measured(choices.category, choices.name, choices, value)
+            yield MeasuredStages(choices.category, choices.name, choices, value)
 
 
 def measures(some: Choices) -> dict[str, Array]:

@@ -32,9 +32,9 @@ import numpy as np
 from evalengine.analysis.claims import Claim, claim
 from evalengine.analysis.data.items import names
 from evalengine.analysis.estimates.groups import ALL
-from evalengine.analysis.explain.choices import Array, Scores
+from evalengine.analysis.explain.choices import Array, StoreScores
 from evalengine.analysis.explain.design import by_mixture, numbered, ordered, placed
-from evalengine.analysis.explain.explainer import Explainer, Findings, Study, once
+from evalengine.analysis.explain.explainer import Explainer, Findings, StudyScores, once
 from evalengine.analysis.explain.means import Member, grouped, joined, over, partly
 from evalengine.analysis.explain.student import two_way_mean
 from evalengine.analysis.figure import File, Folded, Lines, Part, Table, blocks, by, pivot
@@ -107,11 +107,11 @@ Measures = dict[tuple[str, str], list[Array]]  # by measure and format: (M, I) o
 
 
 @once
-def rows(study: Study) -> list[ShareRow]:
+def rows(study: StudyScores) -> list[ShareRow]:
     return list(_rows(study))
 
 
-def _rows(study: Study) -> Iterator[ShareRow]:
+def _rows(study: StudyScores) -> Iterator[ShareRow]:
     if study.formats is None or not study.formats.benchmarks:
         return
     formats = [name for name, _ in study.formats.benchmarks[0].formats]
@@ -160,7 +160,7 @@ def measures(cells: list[Shared], stage: str, index_M: list[int], formats: Seque
     return out
 
 
-def runs_of(scores: Scores) -> dict[str, dict[str, Runs]]:
+def runs_of(scores: StoreScores) -> dict[str, dict[str, Runs]]:
     """Those of every scale and stage, in order. Raises UserError where two checkpoints claim one place."""
     out = {}
     for scale, found in sorted(
@@ -186,7 +186,7 @@ def previous(stage: str, known: Mapping[str, object], first: str) -> str:
     return first if plain not in TRAINED and first != stage and first in known else ""
 
 
-def cells(scores: Scores, by_stage: Mapping[str, Runs]) -> Iterator[Shared]:
+def cells(scores: StoreScores, by_stage: Mapping[str, Runs]) -> Iterator[Shared]:
     """Of one scale, every benchmark."""
     for choices in scores.benchmarks:
         at = {}
@@ -204,14 +204,14 @@ def cells(scores: Scores, by_stage: Mapping[str, Runs]) -> Iterator[Shared]:
             yield Shared(choices.category, choices.name, at)
 
 
-def winner_rows(study: Study) -> list[WinnerRow]:
+def winner_rows(study: StudyScores) -> list[WinnerRow]:
     found: dict[tuple[str, str, str, str, str], dict[Any, ShareRow]] = pivot(
         rows(study), "scale category benchmark mixture stage", "minus measure format"
     )
     out = []
-    for place, here in found.items():
-        winner = largest(here)
-        drop = next((r for (minus, measure, _), r in here.items() if measure == ENTROPY and minus), None)
+    for place, rows_at in found.items():
+        winner = largest(rows_at)
+        drop = next((r for (minus, measure, _), r in rows_at.items() if measure == ENTROPY and minus), None)
         earlier = found[(*place[:4], drop.minus)] if drop else {}
         was = largest(earlier) if earlier else None
 
@@ -227,11 +227,11 @@ def winner_rows(study: Study) -> list[WinnerRow]:
                 was.format if was else "",
                 winner.estimate,
                 value(earlier, SHARE, winner.format),
-                value(here, ENTROPY),
+                value(rows_at, ENTROPY),
                 -drop.estimate if drop else math.nan,
-                value(here, ACCURACY, winner.format),
+                value(rows_at, ACCURACY, winner.format),
                 value(earlier, ACCURACY, winner.format),
-                value(here, MASS),
+                value(rows_at, MASS),
                 winner.n,
                 joined(winner.note, other),
             )

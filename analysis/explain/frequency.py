@@ -44,14 +44,14 @@ from evalengine.analysis.explain.doses import (
     together,
     whens,
 )
-from evalengine.analysis.explain.explainer import Explainer, Findings, Study
+from evalengine.analysis.explain.explainer import Explainer, Findings, StudyScores
 from evalengine.analysis.explain.means import lines_of, over_bins, when_said
 from evalengine.analysis.explain.student import pooled
 from evalengine.analysis.explain.within import fitted, varies
 from evalengine.analysis.figure import (
     File,
     Folded,
-    Intervals,
+    IntervalPlot,
     Part,
     Table,
     blocks,
@@ -85,7 +85,7 @@ class BinRow(NamedTuple):
     items: int  # times mixtures
 
 
-def bin_rows(study: Study) -> list[BinRow]:
+def bin_rows(study: StudyScores) -> list[BinRow]:
     out: list[BinRow] = []
     if (dose := doses.headline(study)) is None:
         return out
@@ -123,7 +123,7 @@ def _bins_of(items: Dosages, place: tuple[str, str, str], when: When, level: flo
         yield BinRow(*place, OF_SLOPE, k, at, line, min(ends), max(ends), items_K)
 
 
-def lacks(study: Study) -> str:
+def lacks(study: StudyScores) -> str:
     if why := exposed.lacks(study):
         return why
     known = any(doses.dosed(study, scale) for scale in study.design.scales)
@@ -181,14 +181,14 @@ def errors_table(findings: Findings) -> Table:
     return Table("standard errors of the slope", columns, [lines], texts=2)
 
 
-def before_and_after(findings: Findings) -> Intervals:
+def before_and_after(findings: Findings) -> IntervalPlot:
     """A panel for each scale, a colour for each stage."""
     every = findings.means("frequency", **HEADLINE, outcome=MARGIN, minus="")
     found = [r for r in every if math.isfinite(r.estimate)]
     ends = [abs(end) for r in found for end in (r.estimate, r.low, r.high) if math.isfinite(end)]
     limit = max(ends, default=1.0)
     step = 10.0 ** math.floor(math.log10(limit)) / 2.0 if limit > 0 else 1.0
-    figure = Intervals(found, lambda r: r.category, panel=lambda r: r.scale)
+    figure = IntervalPlot(found, lambda r: r.category, panel=lambda r: r.scale)
     return figure._replace(limit=math.ceil(limit / step) * step, measure="nats for each log unit")
 
 

@@ -30,7 +30,7 @@ from evalengine.analysis.estimates.groups import ALL
 from evalengine.analysis.explain import doses, exposed
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.doses import MARGIN, dosed_items, together, whens
-from evalengine.analysis.explain.explainer import Explainer, Findings, Study
+from evalengine.analysis.explain.explainer import Explainer, Findings, StudyScores
 from evalengine.analysis.explain.exposed import SIMILARITIES, Dose
 from evalengine.analysis.explain.means import joined, when_said
 from evalengine.analysis.explain.student import Interval, jackknife, of_correlation
@@ -49,7 +49,7 @@ from evalengine.analysis.statistics.ranges import SHARE
 
 COUNT, SIMILARITY = "count", "similarity"
 ALONE = {COUNT: "count alone", SIMILARITY: "similarity alone"}
-BESIDE = {COUNT: "count beside similarity", SIMILARITY: "similarity beside count"}
+ADJUSTED = {COUNT: "count beside similarity", SIMILARITY: "similarity beside count"}
 OWED = "owed to similarity"
 BOTH = "R2 of both"
 ADDS = {COUNT: "R2 that count adds", SIMILARITY: "R2 that similarity adds"}
@@ -80,7 +80,7 @@ class GelbachRow(NamedTuple):
     note: str
 
 
-def rows(study: Study) -> list[GelbachRow]:
+def rows(study: StudyScores) -> list[GelbachRow]:
     out: list[GelbachRow] = []
     if (dose := doses.headline(study)) is None:
         return out
@@ -92,7 +92,7 @@ def rows(study: Study) -> list[GelbachRow]:
     return out
 
 
-def _of_kind(study: Study, scale: str, dose: Dose, kind: str) -> Iterator[GelbachRow]:
+def _of_kind(study: StudyScores, scale: str, dose: Dose, kind: str) -> Iterator[GelbachRow]:
     items = dosed_items(study, scale, {COUNT: (dose, None), SIMILARITY: (Dose(kind, 0), None)})
     if items is None or not items.benchmarks:
         return
@@ -115,16 +115,16 @@ def estimates(within_VMI: Array, level: float = 0.95) -> dict[str, Interval]:
     found = parts(without_each(products(within_VMI)))
     if not all(map(varies, within_VMI[:2])):
         return {name: Interval(*(np.nan,) * 5) for name in found}
-    both_KMI = influence(within_VMI, np.array([found[BESIDE[k]][0] for k in (COUNT, SIMILARITY)]))
+    both_KMI = influence(within_VMI, np.array([found[ADJUSTED[k]][0] for k in (COUNT, SIMILARITY)]))
     one_MI, other_MI = (
         influence(within_VMI[[k, 2]], found[ALONE[name]][:1])[0] for k, name in enumerate((COUNT, SIMILARITY))
     )
     of = {
         ALONE[COUNT]: one_MI,
-        BESIDE[COUNT]: both_KMI[0],
+        ADJUSTED[COUNT]: both_KMI[0],
         OWED: one_MI - both_KMI[0],
         ALONE[SIMILARITY]: other_MI,
-        BESIDE[SIMILARITY]: both_KMI[1],
+        ADJUSTED[SIMILARITY]: both_KMI[1],
     }
     out = {}
     for name, value_J in found.items():
@@ -148,10 +148,10 @@ def parts(total_JVV: Array) -> dict[str, Array]:
         r_J = total_JVV[:, 0, 1] / np.sqrt(total_JVV[:, 0, 0] * total_JVV[:, 1, 1])
     return {
         ALONE[COUNT]: one_J,
-        BESIDE[COUNT]: both_JK[:, 0],
+        ADJUSTED[COUNT]: both_JK[:, 0],
         OWED: one_J - both_JK[:, 0],
         ALONE[SIMILARITY]: other_J,
-        BESIDE[SIMILARITY]: both_JK[:, 1],
+        ADJUSTED[SIMILARITY]: both_JK[:, 1],
         BOTH: r2_J,
         ADDS[COUNT]: r2_J - r2_JK[:, 1],
         ADDS[SIMILARITY]: r2_J - r2_JK[:, 0],
@@ -159,7 +159,7 @@ def parts(total_JVV: Array) -> dict[str, Array]:
     }
 
 
-def lacks(study: Study) -> str:
+def lacks(study: StudyScores) -> str:
     if (found := exposed.exposed(study)) is None:
         return exposed.lacks(study)
     similar = any(dose.kind in SIMILARITIES for one in found.counts for dose in one.value)
@@ -171,7 +171,7 @@ def lacks(study: Study) -> str:
 
 def parts_table(findings: Findings) -> Table:
     """Of all items: a line for each similarity, scale and stage."""
-    slopes = ALONE[COUNT], BESIDE[COUNT], OWED, ALONE[SIMILARITY], BESIDE[SIMILARITY]
+    slopes = ALONE[COUNT], ADJUSTED[COUNT], OWED, ALONE[SIMILARITY], ADJUSTED[SIMILARITY]
     shown = (*slopes, *ADDS.values(), TOGETHER)
     at = pivot(findings.rows("gelbach", category=ALL), "similarity scale stage minus", "part")
     lines = [
@@ -210,8 +210,8 @@ def claims(findings: Findings) -> Iterator[Claim]:
         kinds = [kind for kind in SIMILARITIES if (kind, OWED) in at and np.isfinite(at[kind, OWED].low)]
         if not kinds:
             continue
-        counts, similar = ([at[kind, BESIDE[what]] for kind in kinds] for what in (COUNT, SIMILARITY))
-        beside = [f"{with_interval(r)} beside {kind}" for kind, r in zip(kinds, counts, strict=True)]
+        counts, similar = ([at[kind, ADJUSTED[what]] for kind in kinds] for what in (COUNT, SIMILARITY))
+        given_other = [f"{with_interval(r)} beside {kind}" for kind, r in zip(kinds, counts, strict=True)]
         alone = [
             f"{kind} {with_interval(at[kind, ALONE[SIMILARITY]])} alone and {with_interval(r)} beside the count"
             for kind, r in zip(kinds, similar, strict=True)
@@ -221,7 +221,7 @@ def claims(findings: Findings) -> Iterator[Claim]:
             (
                 counts,
                 f"how often a choice was seen {predicts} similar the text is to it",
-                [f"{with_interval(at[kinds[0], ALONE[COUNT]])} alone", *beside],
+                [f"{with_interval(at[kinds[0], ALONE[COUNT]])} alone", *given_other],
             ),
             (similar, f"how similar the text is to a choice {predicts} often it was seen", alone),
         ):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.explain.choices import Array, Choices
-from evalengine.analysis.explain.explainer import Study, once
+from evalengine.analysis.explain.explainer import StudyScores, once
 
 
 class ItemLevel(NamedTuple):
@@ -37,7 +37,7 @@ class ItemLevel(NamedTuple):
     wrong_after: Array
 
 
-def item_levels(study: Study, mixtures: int = 1) -> Iterator[tuple[str, ItemLevel]]:
+def item_levels(study: StudyScores, mixtures: int = 1) -> Iterator[tuple[str, ItemLevel]]:
     """The scales that have them, of so many mixtures or more."""
     for scale in study.design.scales:
         data = item_level(study, scale)
@@ -46,7 +46,7 @@ def item_levels(study: Study, mixtures: int = 1) -> Iterator[tuple[str, ItemLeve
 
 
 @once
-def item_level(study: Study, scale: str) -> ItemLevel | None:
+def item_level(study: StudyScores, scale: str) -> ItemLevel | None:
     """None where no benchmark was scored on every run."""
     both = study.design.names(scale, False), study.design.names(scale, True)
     pairs = [tuple(map(choices.of, both)) for choices in study.scores.benchmarks]

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from evalengine.analysis.claims import Claim, claim
 from evalengine.analysis.explain.choices import Array
-from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
+from evalengine.analysis.explain.explainer import Explainer, Findings, StudyScores, lacks_mixtures
 from evalengine.analysis.explain.item_level import ItemLevel, item_levels
 from evalengine.analysis.explain.logistic import clustered, dummies, fit
 from evalengine.analysis.explain.student import Interval, half_width, interval
@@ -60,7 +60,7 @@ class TransferRow(NamedTuple):
     observations: int
 
 
-def rows(study: Study) -> list[TransferRow]:
+def rows(study: StudyScores) -> list[TransferRow]:
     out = []
     for scale, data in item_levels(study, mixtures=2):
         out += [*models(data, scale, study.options.level), *slopes(data, scale, study.options.level)]
@@ -195,11 +195,11 @@ def claims(findings: Findings) -> Iterator[Claim]:
         logp, margin = at[MODELS[3], LOGP], at[MODELS[3], MARGIN]
         shares = [f"{at[model, ''].pseudo_r2:.3f}" for model in MODELS[:3]]
         r2 = f"pseudo-R2 {shares[0]} by benchmarks, {shares[1]} with log p(gold), {shares[2]} with the margin"
-        beside = f"log-odds for each nat beside log p(gold), n = {margin.n}"
+        adjusted = f"log-odds for each nat beside log p(gold), n = {margin.n}"
         yield claim(
             margin,
             above="the margin before fine-tuning says which items are right after",
-            said=f"{r2}; {with_interval(margin)} {beside}",
+            said=f"{r2}; {with_interval(margin)} {adjusted}",
             at=scale,
         )
         more = "log p(gold) before fine-tuning says more than the margin alone does"

@@ -10,7 +10,7 @@ import numpy as np
 
 from evalengine.analysis.data.panel import category_key
 from evalengine.analysis.estimates.groups import ALL
-from evalengine.analysis.explain.explainer import Findings, Study
+from evalengine.analysis.explain.explainer import Findings, StudyScores
 from evalengine.analysis.figure import Lines, Part, by, pivot
 from evalengine.analysis.statistics.correlation import benjamini_hochberg
 
@@ -50,7 +50,7 @@ def partly(there: Sequence[Any], every: Sequence[Any]) -> str:
     return f"over the {len(there)} of {len(every)} benchmarks that every run was scored on"
 
 
-def left_out(study: Study, there: Collection[str], category: str, masses: bool = False) -> str:
+def left_out(study: StudyScores, there: Collection[str], category: str, masses: bool = False) -> str:
     """Which benchmarks the mean over those `there` of a category, or of all, does not hold, and why. masses: it is of what
     choices behind contexts of their own do not have."""
     whys: dict[str, list[str]] = {}

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from evalengine.analysis.claims import Claim, side, supported, unsupported
 from evalengine.analysis.estimates.groups import ALL
 from evalengine.analysis.explain.choices import Array
-from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
+from evalengine.analysis.explain.explainer import Explainer, Findings, StudyScores, lacks_mixtures
 from evalengine.analysis.explain.means import grouped, joined, left_out, with_q
 from evalengine.analysis.explain.quantities import ACCURACY, quantities_of
 from evalengine.analysis.explain.ranking import (
@@ -81,12 +81,12 @@ def settings(scales: Sequence[str]) -> list[tuple[Where, Where]]:
     return pairs
 
 
-def rows(study: Study) -> list[ProxyRow]:
+def rows(study: StudyScores) -> list[ProxyRow]:
     out = [row for pair in settings(study.design.scales) for row in _rows(study, *pair)]
     return with_q(out, attrgetter("seen", "target", "measure", "category", "benchmark"))
 
 
-def _rows(study: Study, seen: Where, target: Where) -> Iterator[ProxyRow]:
+def _rows(study: StudyScores, seen: Where, target: Where) -> Iterator[ProxyRow]:
     """Regret and ceilings have no interval: no resampling of mixtures says how far the choice of the best one would move."""
     x, y = (quantities_of(study, *where) for where in (seen, target))
     all_x, all_y = (study.design.numbered(scale)[0] for scale, _ in (seen, target))

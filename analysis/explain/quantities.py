@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from evalengine.analysis.explain.choices import Array, Choices
 from evalengine.analysis.explain.design import by_mixture
-from evalengine.analysis.explain.explainer import Study, once
+from evalengine.analysis.explain.explainer import StudyScores, once
 from evalengine.analysis.explain.means import Member
 
 ACCURACY = "accuracy"
@@ -43,7 +43,7 @@ class Quantities(Member):
 
 
 @once
-def quantities_of(study: Study, scale: str, after: bool) -> dict[str, Quantities]:
+def quantities_of(study: StudyScores, scale: str, after: bool) -> dict[str, Quantities]:
     """By benchmark, of those that all runs have."""
     out = {}
     mixture_R = study.design.numbered(scale)[1]

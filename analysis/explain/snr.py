@@ -17,7 +17,7 @@ import numpy as np
 
 from evalengine.analysis.claims import CAUTION, Claim
 from evalengine.analysis.explain.choices import Array
-from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
+from evalengine.analysis.explain.explainer import Explainer, Findings, StudyScores, lacks_mixtures
 from evalengine.analysis.explain.proxies import AGREEMENT
 from evalengine.analysis.explain.quantities import ACCURACY, quantities_of
 from evalengine.analysis.explain.student import interaction
@@ -42,7 +42,7 @@ class SnrRow(NamedTuple):
     n: int
 
 
-def rows(study: Study) -> list[SnrRow]:
+def rows(study: StudyScores) -> list[SnrRow]:
     out = []
     for scale in study.design.scales:
         for after, stage in enumerate(study.design.stages):

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from evalengine.analysis.claims import Claim, supported, unsupported
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.design import by_mixture
-from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
+from evalengine.analysis.explain.explainer import Explainer, Findings, StudyScores, lacks_mixtures
 from evalengine.analysis.explain.item_level import ItemLevel, item_levels
 from evalengine.analysis.explain.logistic import Fit, clustered, dummies, fit
 from evalengine.analysis.explain.student import Mean, quantile, two_way_mean
@@ -84,7 +84,7 @@ class Counts(NamedTuple):
     cell_RI: NDArray[np.int64]  # -1 where an observation is left out
 
 
-def rows(study: Study) -> list[ThresholdRow]:
+def rows(study: StudyScores) -> list[ThresholdRow]:
     level = study.options.level
     every = item_levels(study, LEAST)
     return [threshold(data, scale, level) for scale, data in every if 0 < data.right_after.mean() < 1]

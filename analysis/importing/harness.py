@@ -16,8 +16,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evalengine.analysis.data.items import Checkpoint
-from evalengine.analysis.importing.imported import APART, MISSING, UNKNOWN, Known, Part, Result, Setting
+from evalengine.analysis.data.items import CheckpointLabels
+from evalengine.analysis.importing.imported import (
+    APART,
+    MISSING,
+    UNKNOWN,
+    FileResults,
+    Known,
+    Result,
+    Setting,
+)
 from evalengine.analysis.importing.spellings import benchmark_name
 from evalengine.errors import UserError
 from evalengine.untrusted import check_label, check_name, printable, read_json
@@ -115,7 +123,7 @@ def _first(raw: Mapping[str, Any], *keys: str) -> str:
     return next((str(v) for v in values if type(v) in (str, int) and v not in ("", "None")), "")
 
 
-def identities(models: Iterable[Model], pattern: str) -> dict[Model, Checkpoint]:
+def identities(models: Iterable[Model], pattern: str) -> dict[Model, CheckpointLabels]:
     """A name for every model, no two alike, and scale, mixture, stage and replicate by `pattern`.
 
     Models with the same last part of the path are named by as many of its parts as tell them apart. A pattern of the
@@ -138,7 +146,7 @@ def identities(models: Iterable[Model], pattern: str) -> dict[Model, Checkpoint]
     return {model: _identify(model, name, pattern) for name, model in named.items()}
 
 
-def _identify(model: Model, name: str, pattern: str) -> Checkpoint:
+def _identify(model: Model, name: str, pattern: str) -> CheckpointLabels:
     check_name(name, "checkpoint")
     try:
         found = re.fullmatch(pattern, model.plain_name())
@@ -151,10 +159,12 @@ def _identify(model: Model, name: str, pattern: str) -> Checkpoint:
         if value is not None:
             check_label(value, f"{printable(name)}, {key}")
     scale, mixture, stage, replicate = map(groups.get, ("scale", "mixture", "stage", "replicate"))
-    return Checkpoint(name, scale, mixture, stage, replicate or "")
+    return CheckpointLabels(name, scale, mixture, stage, replicate or "")
 
 
-def read_lm_eval(path: Path, who: Checkpoint, known: Mapping[str, Known], metric: str | None = None) -> Part:
+def read_lm_eval(
+    path: Path, who: CheckpointLabels, known: Mapping[str, Known], metric: str | None = None
+) -> FileResults:
     """The accuracies, standard errors and numbers of items in a results file of checkpoint `who`.
 
     metric: which accuracy, else the one that the benchmark is judged by, else plain acc. A NaN is a missing value.
@@ -189,7 +199,7 @@ def read_lm_eval(path: Path, who: Checkpoint, known: Mapping[str, Known], metric
         results.append(Result(who, benchmark, "accuracy", value, items, stderr, path, score, setting))
     unsaid = "config_general" in raw and not all(one.setting.chat for one in results)
     notes = [CHAT_NOT_SAID] if unsaid else []
-    return Part(path, results, groups=_groups(raw, known), left_out=left_out, notes=notes)
+    return FileResults(path, results, groups=_groups(raw, known), left_out=left_out, notes=notes)
 
 
 def setting_of(raw: Mapping[str, Any], task: str) -> Setting:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evalengine.analysis.data.items import Checkpoint, names
+from evalengine.analysis.data.items import CheckpointLabels, names
 from evalengine.analysis.data.panel import RESULTS_FILE
 from evalengine.analysis.importing.benchmark_info import NOTHING, About, Info
 from evalengine.analysis.importing.spellings import similar
@@ -80,7 +80,7 @@ class Result(NamedTuple):
     chance, what guessing scores, are of the benchmark.
     """
 
-    who: Checkpoint
+    who: CheckpointLabels
     benchmark: str
     quantity: str
     value: float
@@ -93,7 +93,7 @@ class Result(NamedTuple):
     chance: float = math.nan
 
 
-class Part(NamedTuple):
+class FileResults(NamedTuple):
     """What one file holds.
 
     stated: of mixtures, (a key of STATED, column, mixture, share or label). groups: the tasks of each group of tasks.
@@ -117,7 +117,7 @@ class Imported(NamedTuple):
     notes: Sequence[str]
 
 
-def combine(parts: Sequence[Part], known: Mapping[str, Known] = {}, info: Info = NOTHING) -> Imported:
+def combine(parts: Sequence[FileResults], known: Mapping[str, Known] = {}, info: Info = NOTHING) -> Imported:
     """The results of several files, with what `info` says of their benchmarks.
 
     Raises UserError, which names the files, where they do not belong together.
@@ -146,7 +146,7 @@ def combine(parts: Sequence[Part], known: Mapping[str, Known] = {}, info: Info =
     return Imported(results, _stated(parts), left_out, list(dict.fromkeys(notes)))
 
 
-def _without_results(parts: Sequence[Part]) -> str:
+def _without_results(parts: Sequence[FileResults]) -> str:
     """A note on files that hold no accuracy, and what the first one holds instead."""
     empty = [part for part in parts if not part.results]
     if not empty:
@@ -158,7 +158,7 @@ def _without_results(parts: Sequence[Part]) -> str:
     return f"no accuracies in {files}{more} ({said or 'no numbers at all'}{advice})"
 
 
-def _groups_with_tasks(parts: Sequence[Part], present: set[str]) -> set[str]:
+def _groups_with_tasks(parts: Sequence[FileResults], present: set[str]) -> set[str]:
     """Those of the benchmarks `present` that are groups of others, directly or through groups of groups."""
     tasks_of: dict[str, set[str]] = defaultdict(set)
     for part in parts:
@@ -287,7 +287,7 @@ def _averages(results: Iterable[Result]) -> Iterator[str]:
         yield f"a mixture is called {names(found)}: if it is the mean of others, leave it out, or it counts as one more"
 
 
-def _stated(parts: Iterable[Part]) -> dict[str, dict[str, dict[str, Any]]]:
+def _stated(parts: Iterable[FileResults]) -> dict[str, dict[str, dict[str, Any]]]:
     """What is stated of mixtures. Raises UserError where a mixture has two shares, or labels, of one column."""
     found: dict[str, dict[str, dict[str, Any]]] = {kind: {} for kind in STATED}
     for part in parts:

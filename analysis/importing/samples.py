@@ -39,7 +39,7 @@ class SampleFile(NamedTuple):
     setting: Setting = Setting()
 
 
-class Sample(NamedTuple):
+class HarnessSample(NamedTuple):
     """One line: an item, the log-likelihoods, greedy flags and texts of its choices, and what says which one is right.
 
     right: what `acc` says of the choice with the highest log-likelihood, `picked`. gold: once the targets are understood.
@@ -143,9 +143,9 @@ def _refuse_other_scores(target: Path, table: pa.Table) -> None:
         raise UserError(f"{target} is there and holds other scores: delete it, or give another --out")
 
 
-def read_samples(path: Path) -> list[Sample]:
+def read_samples(path: Path) -> list[HarnessSample]:
     """The items of a samples file. Raises UserError naming the line at fault."""
-    samples: list[Sample] = []
+    samples: list[HarnessSample] = []
     first: dict[tuple[str, str], int] = {}
     with path.open("rb") as handle:
         for number, text in enumerate(handle, 1):
@@ -173,7 +173,7 @@ def read_samples(path: Path) -> list[Sample]:
     return [sample._replace(gold=gold) for sample, gold in zip(samples, golds, strict=True)]
 
 
-def _sample(number: int, raw: Mapping[str, Any]) -> Sample:
+def _sample(number: int, raw: Mapping[str, Any]) -> HarnessSample:
     """Raises UserError, or what Python raises, where the line is no multiple-choice sample."""
     scored = [one[0] if isinstance(one[0], list) else one for one in raw["filtered_resps"]]
     loglik = tuple(float(value[0]) for value in scored)
@@ -193,27 +193,27 @@ def _sample(number: int, raw: Mapping[str, Any]) -> Sample:
     for text in (item, *choices):
         text.encode()  # a lone surrogate is no character
     picked = max(range(len(loglik)), key=lambda i: (loglik[i], -i))
-    return Sample(number, item, str(raw["target"]).strip(), right, picked, loglik, greedy, choices)
+    return HarnessSample(number, item, str(raw["target"]).strip(), right, picked, loglik, greedy, choices)
 
 
-def _index(sample: Sample) -> int | None:
+def _index(sample: HarnessSample) -> int | None:
     text = sample.target
     is_index = text.isascii() and text.isdigit() and len(text) < 6
     return int(text) if is_index and int(text) < len(sample.choices) else None
 
 
-def _text(sample: Sample) -> int | None:
+def _text(sample: HarnessSample) -> int | None:
     """The choice with the target's text; of several, the first, if nothing but their place tells them apart."""
     at = [i for i, choice in enumerate(sample.choices) if choice.strip() == sample.target]
     return at[0] if at and len({sample.loglik[i] for i in at}) == 1 else None
 
 
-def _letter(sample: Sample) -> int | None:
+def _letter(sample: HarnessSample) -> int | None:
     index = "ABCDEFGHIJ".find(sample.target) if len(sample.target) == 1 else -1
     return index if 0 <= index < len(sample.choices) else None
 
 
-def _implied(sample: Sample) -> int | None:
+def _implied(sample: HarnessSample) -> int | None:
     """The right choice by `acc` alone: the picked one, or of two the other."""
     if sample.right is False and len(sample.choices) == 2:
         return 1 - sample.picked
@@ -221,10 +221,14 @@ def _implied(sample: Sample) -> int | None:
 
 
 # A digit is an index wherever it can be one: lm-evaluation-harness writes texts only for tasks that give texts.
-RULES: dict[str, Callable[[Sample], int | None]] = {"an index": _index, "a text": _text, "a letter": _letter}
+RULES: dict[str, Callable[[HarnessSample], int | None]] = {
+    "an index": _index,
+    "a text": _text,
+    "a letter": _letter,
+}
 
 
-def _golds(path: Path, samples: Sequence[Sample]) -> list[int]:
+def _golds(path: Path, samples: Sequence[HarnessSample]) -> list[int]:
     """The right choice of every sample, by the first rule that fits them all. Raises UserError where none does."""
     contradiction = ""
     for meaning, rule in RULES.items():
@@ -255,13 +259,13 @@ def _golds(path: Path, samples: Sequence[Sample]) -> list[int]:
     )
 
 
-def _by(rule: Callable[[Sample], int | None], samples: Sequence[Sample]) -> list[int] | None:
+def _by(rule: Callable[[HarnessSample], int | None], samples: Sequence[HarnessSample]) -> list[int] | None:
     """The right choices by one rule; None where it does not fit them all."""
     golds = [gold for sample in samples if (gold := rule(sample)) is not None]
     return golds if len(golds) == len(samples) else None
 
 
-def to_table(who: Mapping[str, str | None], samples: Sequence[Sample]) -> pa.Table:
+def to_table(who: Mapping[str, str | None], samples: Sequence[HarnessSample]) -> pa.Table:
     """A table of the store's schema; an item that occurs twice gets a number behind its id."""
     import pyarrow as pa
 

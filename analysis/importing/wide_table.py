@@ -12,9 +12,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from evalengine.analysis.data.items import Checkpoint, names
+from evalengine.analysis.data.items import CheckpointLabels, names
 from evalengine.analysis.importing.benchmark_info import Line, read_lines
-from evalengine.analysis.importing.imported import MISSING, Known, Part, Result, Setting
+from evalengine.analysis.importing.imported import MISSING, FileResults, Known, Result, Setting
 from evalengine.analysis.importing.score_columns import ITEMS, Column, WideTable, choose_columns, fits
 from evalengine.errors import UserError
 from evalengine.untrusted import NAME_BYTES, check_label, printable
@@ -25,7 +25,7 @@ UNLIKE = 100.0  # how many times more items one standard error may imply than an
 ITEMS_MOST = 100_000  # of a benchmark, where its file does not say
 
 
-def read_csv(path: Path, how: WideTable, known: Mapping[str, Known]) -> Part:
+def read_csv(path: Path, how: WideTable, known: Mapping[str, Known]) -> FileResults:
     """Reads a wide table. Raises UserError naming the file, the line and the column at fault."""
     header, lines = _read(path)
     _check_options(path, header, how)
@@ -72,7 +72,7 @@ def read_csv(path: Path, how: WideTable, known: Mapping[str, Known]) -> Part:
     ]
     said = f"{path}: read as percent: {names(percent[True], 12)}"
     said += f"; as shares of one: {names(percent[False], 12)}" if percent[False] else ""
-    return Part(path, results, stated, left_out=left_out, notes=[said] if percent[True] else [])
+    return FileResults(path, results, stated, left_out=left_out, notes=[said] if percent[True] else [])
 
 
 def _read(path: Path) -> tuple[list[str], list[Line]]:
@@ -122,7 +122,7 @@ def _shots(path: Path, header: Sequence[str], lines: Sequence[Line], how: WideTa
     return None
 
 
-def _checkpoints(path: Path, lines: Sequence[Line], how: WideTable) -> Iterator[Checkpoint]:
+def _checkpoints(path: Path, lines: Sequence[Line], how: WideTable) -> Iterator[CheckpointLabels]:
     """The checkpoint of every line. Raises UserError where two lines are of one, or a name is missing."""
     columns = {"scale": how.scale, "mixture": how.mixture, "stage": how.stage, "replicate": how.replicate}
     seen: dict[tuple[str | None, ...], int] = {}
@@ -146,7 +146,7 @@ def _checkpoints(path: Path, lines: Sequence[Line], how: WideTable) -> Iterator[
         if len(name.encode()) > NAME_BYTES:  # each part may be that long
             name = f"{name.encode()[: NAME_BYTES - 20].decode(errors='ignore')}-{sha256(name.encode()).hexdigest()[:16]}"
         check_label(name, f"{path}, line {line.number}, checkpoint")
-        yield Checkpoint(name, place["scale"], place["mixture"], place["stage"], seed)
+        yield CheckpointLabels(name, place["scale"], place["mixture"], place["stage"], seed)
 
 
 def _label(path: Path, line: Line, what: str, text: str) -> str:

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from evalengine.analysis.estimates.tables import Row
 from evalengine.analysis.figure import Folded, Heading, Part, Table
 from evalengine.analysis.protocols import transfer
-from evalengine.analysis.protocols.protocol import Protocol, Study
+from evalengine.analysis.protocols.protocol import Protocol, StudyData
 from evalengine.analysis.results import Results, p_value, with_interval
 
 
-def rows(study: Study) -> list[Row]:
+def rows(study: StudyData) -> list[Row]:
     """The rows of `transfer` with all mixtures exchangeable; none where there are no blocks."""
     return transfer.rows(study.across) if study.across else []
 

@@ -29,8 +29,8 @@ from evalengine.analysis.estimates.groups import (
     group_of_means,
 )
 from evalengine.analysis.estimates.tables import Row
-from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, numbers
-from evalengine.analysis.protocols.protocol import Protocol, Study
+from evalengine.analysis.figure import File, Folded, Heading, IntervalPlot, Part, numbers
+from evalengine.analysis.protocols.protocol import Protocol, StudyData
 from evalengine.analysis.protocols.verdicts import ALPHA
 from evalengine.analysis.results import Results
 from evalengine.analysis.statistics.correlation import (
@@ -52,7 +52,7 @@ READINGS = {
 }
 
 
-def rows(study: Study) -> list[Row]:
+def rows(study: StudyData) -> list[Row]:
     known = {"accuracy", "confidence"} <= set(study.panel.quantities)
     return [row for group in alignment(study.data) for row in study.rows(group)] if known else []
 
@@ -249,8 +249,8 @@ def shown(results: Results) -> Iterator[Part]:
         return
     before, after = results.method["stages"]
 
-    def readings(rows: list[Row]) -> Intervals:
-        return Intervals(rows, _label, panel=lambda row: READINGS.get(row.name, row.name))
+    def readings(rows: list[Row]) -> IntervalPlot:
+        return IntervalPlot(rows, _label, panel=lambda row: READINGS.get(row.name, row.name))
 
     yield Heading("Alignment of confidence with accuracy")
     yield (
@@ -266,7 +266,7 @@ def shown(results: Results) -> Iterator[Part]:
         ("alignment", [row for row in found if row.name != PERSISTENCE]),
         ("alignment_persistence", [row for row in found if row.name == PERSISTENCE]),
     ):
-        yield File(name, Intervals(lines, _label, panel=lambda row: row.name), shown=False)
+        yield File(name, IntervalPlot(lines, _label, panel=lambda row: row.name), shown=False)
     table = numbers("alignment", found, results.scales, "category name other")
     yield File("alignment", table, shown=False)
 

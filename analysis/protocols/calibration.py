@@ -35,7 +35,7 @@ from evalengine.analysis.estimates.groups import (
 from evalengine.analysis.estimates.inverting import inverted
 from evalengine.analysis.estimates.tables import Row, rows_of
 from evalengine.analysis.figure import Curves, File, Folded, Heading, Part, Table
-from evalengine.analysis.protocols.protocol import Protocol, Study
+from evalengine.analysis.protocols.protocol import Protocol, StudyData
 from evalengine.analysis.results import Results, excludes_zero
 from evalengine.analysis.statistics.bootstrap import resamples
 from evalengine.analysis.statistics.ranges import always, of_quantity
@@ -46,7 +46,7 @@ NONE = ("no mixture has a value", "no mixture has 30 items with a confidence")  
 OVER = {"raw": "the raw log-likelihoods", "own": "the score that picks"}
 
 
-def rows(study: Study) -> list[Row]:
+def rows(study: StudyData) -> list[Row]:
     """Mixtures are resampled, whatever the user resamples: the means are over them."""
     panel, options = study.panel, study.options
     plan = resamples(len(panel.mixtures), options.bootstrap, options.seed)

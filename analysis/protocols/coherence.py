@@ -33,8 +33,8 @@ from evalengine.analysis.estimates.groups import (
     group_of_means,
 )
 from evalengine.analysis.estimates.tables import Row
-from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, numbers
-from evalengine.analysis.protocols.protocol import Protocol, Study
+from evalengine.analysis.figure import File, Folded, Heading, IntervalPlot, Part, numbers
+from evalengine.analysis.protocols.protocol import Protocol, StudyData
 from evalengine.analysis.protocols.verdicts import ALPHA
 from evalengine.analysis.results import Results
 from evalengine.analysis.statistics.ranges import CORRELATION, always
@@ -42,7 +42,7 @@ from evalengine.analysis.statistics.ranges import CORRELATION, always
 OTHERS = "the others"  # of the category, which a benchmark is compared with
 
 
-def rows(study: Study) -> list[Row]:
+def rows(study: StudyData) -> list[Row]:
     out = []
     for quantity in study.panel.quantities:
         group = coherence(study.data, quantity)
@@ -141,11 +141,11 @@ def shown(results: Results) -> Iterator[Part]:
     yield (
         f"Mean correlation over pairs of a category's benchmarks: both at {before}, both at {after}, or one at each (cross)."
     )
-    yield File("coherence", Intervals(found, _label))
+    yield File("coherence", IntervalPlot(found, _label))
     yield File("coherence", numbers("coherence", found, results.scales, "category name"), shown=False)
     if change:
         yield Folded(
-            f"{after} minus {before}", [Intervals(change, lambda row: row.category).of_differences()]
+            f"{after} minus {before}", [IntervalPlot(change, lambda row: row.category).of_differences()]
         )
     if single:
         by_benchmark = File("benchmark_coherence", _by_benchmark(single))
@@ -155,9 +155,9 @@ def shown(results: Results) -> Iterator[Part]:
         yield Folded("The same, minus the others with each other", [minus])
 
 
-def _by_benchmark(rows: Sequence[Row]) -> Intervals:
+def _by_benchmark(rows: Sequence[Row]) -> IntervalPlot:
     """A panel for each quantity and stage."""
-    return Intervals(
+    return IntervalPlot(
         rows,
         lambda row: row.name,
         panel=lambda row: f"{row.quantity}, {row.other}",

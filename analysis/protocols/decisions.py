@@ -30,7 +30,7 @@ from evalengine.analysis.estimates.item_bootstrap import item_data
 from evalengine.analysis.estimates.tables import Row, rows_of
 from evalengine.analysis.figure import File, Folded, Heading, Part, Table, blocks, pivot, with_benchmarks
 from evalengine.analysis.protocols import true_decisions, true_regret
-from evalengine.analysis.protocols.protocol import Protocol, Study
+from evalengine.analysis.protocols.protocol import Protocol, StudyData
 from evalengine.analysis.results import Results, in_its_unit, percent, share_with_interval
 from evalengine.analysis.statistics.bootstrap import Basis
 from evalengine.analysis.statistics.correlation import DECISION, Sample, pair_sums
@@ -131,7 +131,7 @@ def _best(sample: Sample) -> Array:
         return np.where(best_C > after_MC.min(axis=0), np.stack([hits_C / count_C, lost_C]), np.nan)
 
 
-def rows(study: Study) -> list[Row]:
+def rows(study: StudyData) -> list[Row]:
     """Of pairs for every quantity but confidence; of the best mixture for accuracy, where items are known."""
     panel, options = study.panel, study.options
     out: list[Row] = []

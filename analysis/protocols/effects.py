@@ -22,9 +22,9 @@ from evalengine.analysis.data.mixtures import Mixtures
 from evalengine.analysis.data.panel import Array, Panel
 from evalengine.analysis.estimates.groups import NO_NOTE, Data, Group, Label, Note, means_of
 from evalengine.analysis.estimates.tables import Row, plain_row
-from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, Table, by
+from evalengine.analysis.figure import File, Folded, Heading, IntervalPlot, Part, Table, by
 from evalengine.analysis.protocols.alignment import over_benchmarks
-from evalengine.analysis.protocols.protocol import Protocol, Study
+from evalengine.analysis.protocols.protocol import Protocol, StudyData
 from evalengine.analysis.results import Results, p_value
 from evalengine.analysis.statistics.correlation import (
     BlockNumbers,
@@ -46,7 +46,7 @@ class Variables(NamedTuple):
     names: list[tuple[str, str]]  # category and benchmark
 
 
-def rows(study: Study) -> list[Row]:
+def rows(study: StudyData) -> list[Row]:
     out: list[Row] = []
     if study.mixtures is not None:
         quantities = [*study.panel.quantities]
@@ -233,9 +233,9 @@ def _departure(mean_NK: Array) -> Array:
     """(N,): how far the level that stands out most lies above or below means on both of its sides."""
     best_N = np.zeros(len(mean_NK))
     for k in range(1, mean_NK.shape[1] - 1):
-        here, left, right = mean_NK[:, k], mean_NK[:, :k], mean_NK[:, k + 1 :]
-        above = here - np.maximum(left.min(axis=1), right.min(axis=1))
-        below = here - np.minimum(left.max(axis=1), right.max(axis=1))
+        mean_N, left, right = mean_NK[:, k], mean_NK[:, :k], mean_NK[:, k + 1 :]
+        above = mean_N - np.maximum(left.min(axis=1), right.min(axis=1))
+        below = mean_N - np.minimum(left.max(axis=1), right.max(axis=1))
         for found in (np.maximum(above, 0.0), np.minimum(below, 0.0)):
             best_N = np.where(np.abs(found) > np.abs(best_N), found, best_N)
     return best_N
@@ -339,8 +339,8 @@ def _code_shares(results: Results) -> set[str]:
     return {at_stage(stage, CODE) for stage in results.method["stages"]}
 
 
-def _by_other(rows: Sequence[Row]) -> Intervals:
-    return Intervals(rows, _label, panel=lambda row: row.other, group=lambda row: row.category)
+def _by_other(rows: Sequence[Row]) -> IntervalPlot:
+    return IntervalPlot(rows, _label, panel=lambda row: row.other, group=lambda row: row.category)
 
 
 def _label(row: Row) -> str:

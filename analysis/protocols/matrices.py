@@ -21,8 +21,8 @@ from evalengine.analysis.estimates.groups import (
     Statistic,
 )
 from evalengine.analysis.estimates.tables import Row
-from evalengine.analysis.figure import File, Folded, Heading, Heatmaps, Intervals, Part, by, file_part
-from evalengine.analysis.protocols.protocol import Protocol, Study
+from evalengine.analysis.figure import File, Folded, Heading, Heatmaps, IntervalPlot, Part, by, file_part
+from evalengine.analysis.protocols.protocol import Protocol, StudyData
 from evalengine.analysis.results import Results, excludes_zero
 from evalengine.analysis.statistics.correlation import bounded_ratio
 from evalengine.analysis.statistics.ranges import CORRELATION, always
@@ -30,7 +30,7 @@ from evalengine.analysis.statistics.ranges import CORRELATION, always
 BLOCK_BYTES = 16 << 20  # replicates at once: the allocator reuses such blocks, larger ones fault pages in
 
 
-def rows(study: Study) -> list[Row]:
+def rows(study: StudyData) -> list[Row]:
     out: list[Row] = []
     for quantity in study.panel.quantities:
         found: dict[str, list[Row]] = {}
@@ -129,7 +129,7 @@ def shown(results: Results) -> Iterator[Part]:
     similar = results.rows("matrices", protocol="similarity")
     if any(math.isfinite(row.estimate) for row in similar):
         title = "similarity of the two within-stage matrices"
-        yield Intervals(similar, lambda row: row.quantity, panel=lambda row: title)
+        yield IntervalPlot(similar, lambda row: row.quantity, panel=lambda row: title)
         yield (
             "Correlation over all pairs of benchmarks. Pairs share benchmarks and mixtures, so they are not so many independent "
             f"observations; the interval resamples {results.method['resampled']}."

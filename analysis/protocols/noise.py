@@ -39,7 +39,7 @@ from evalengine.analysis.estimates.groups import (
 )
 from evalengine.analysis.estimates.tables import Row, plain_row
 from evalengine.analysis.figure import File, Folded, Heading, Part, Table, blocks, pivot
-from evalengine.analysis.protocols.protocol import Protocol, Study
+from evalengine.analysis.protocols.protocol import Protocol, StudyData
 from evalengine.analysis.results import Results, with_interval
 from evalengine.analysis.statistics.bootstrap import Basis
 from evalengine.analysis.statistics.correlation import (
@@ -180,7 +180,7 @@ def _range_of(label: Label) -> Range:
     return CORRELATION if label.other == CEILING else Range(-math.inf, 1.0)
 
 
-def without_noise(study: Study, quantity: str, known: Mapping[str, ByBenchmark]) -> list[Row]:
+def without_noise(study: StudyData, quantity: str, known: Mapping[str, ByBenchmark]) -> list[Row]:
     """r without noise of every benchmark (`latent_r`), and the mean of a category and of all (`pooled`)."""
     panel, out = study.panel, []
     for scale in panel.scales:
@@ -299,7 +299,7 @@ def _reliabilities(known: Measured) -> Array:
     return np.stack([rel_x, rel_y, ceiling])
 
 
-def rows(study: Study) -> list[Row]:
+def rows(study: StudyData) -> list[Row]:
     out = []
     for quantity in study.panel.quantities:
         known = measured_by_scale(study.data, quantity)

@@ -15,22 +15,22 @@ from evalengine.analysis.data.mixtures import Mixtures
 from evalengine.analysis.data.panel import Panel
 from evalengine.analysis.estimates.groups import Data, Group
 from evalengine.analysis.estimates.inverting import inverted
-from evalengine.analysis.estimates.tables import Options, Row, Tests, rows_of
+from evalengine.analysis.estimates.tables import CorrelateOptions, Row, Tests, rows_of
 from evalengine.analysis.figure import Part
 from evalengine.analysis.results import Results
 from evalengine.analysis.statistics.bootstrap import Resamples
 
 
 @dataclass(frozen=True)
-class Study:
+class StudyData:
     """What protocols compute from. mixtures: what the mixtures are made of, None where that is not known. across: the same
     without blocks, where there are blocks."""
 
     data: Data
     plan: Resamples
-    options: Options
+    options: CorrelateOptions
     mixtures: Mixtures | None = None
-    across: Study | None = None
+    across: StudyData | None = None
 
     @property
     def panel(self) -> Panel:
@@ -46,6 +46,6 @@ class Protocol(NamedTuple):
     of the report, nothing without data. claims: what the table supports and what not."""
 
     table: str
-    rows: Callable[[Study], list[Row]]
+    rows: Callable[[StudyData], list[Row]]
     shown: Callable[[Results], Iterable[Part]]
     claims: Callable[[Results], Iterable[Claim]] = lambda results: ()

@@ -43,7 +43,7 @@ from evalengine.analysis.estimates.groups import (
 from evalengine.analysis.estimates.tables import Row, plain_row, rows_of
 from evalengine.analysis.figure import Heading, Part, Table, pivot, with_benchmarks
 from evalengine.analysis.protocols.noise import LIKELIHOOD, covariances
-from evalengine.analysis.protocols.protocol import Protocol, Study
+from evalengine.analysis.protocols.protocol import Protocol, StudyData
 from evalengine.analysis.results import Results, share_with_interval, with_interval
 from evalengine.analysis.statistics.bootstrap import Basis, Resamples, resamples
 from evalengine.analysis.statistics.correlation import Sample, weighted_sums
@@ -144,7 +144,7 @@ def _deviations(x_MR: Array, known_MR: NDArray[np.bool_]) -> tuple[Array, Array]
     return mean_M1, np.where(known_MR, x_MR - mean_M1, 0.0)
 
 
-def rows(study: Study) -> list[Row]:
+def rows(study: StudyData) -> list[Row]:
     """Mixtures are resampled, whatever the user resamples; the parts of the variance are of all of them, without blocks."""
     study = study.across or study
     panel, options = study.panel, study.options
@@ -179,7 +179,7 @@ def _of_benchmarks(panel: Panel, known: dict[int, Components]) -> Iterator[Stati
             yield Statistic(label, value_C, one.used_M, said)
 
 
-def _between(study: Study, quantity: str, scale: str, known: dict[int, Components]) -> list[Row]:
+def _between(study: StudyData, quantity: str, scale: str, known: dict[int, Components]) -> list[Row]:
     """The r between mixtures of each benchmark."""
     rows = []
     for b, one in known.items():
@@ -211,7 +211,9 @@ def _of_means(panel: Panel, known: dict[int, Components]) -> Iterator[Statistic]
             yield Statistic.of_parts(label._replace(other=kind), value_C, parts, said)
 
 
-def _rows(study: Study, plan: Resamples, at: tuple[str, str, str], found: Iterable[Statistic]) -> list[Row]:
+def _rows(
+    study: StudyData, plan: Resamples, at: tuple[str, str, str], found: Iterable[Statistic]
+) -> list[Row]:
     """Rows at a protocol, quantity and scale, with jackknife intervals.
 
     Resampling mixtures would keep to them, but of two copies of a mixture the seeds look like all of the difference: BCa-t
@@ -240,14 +242,14 @@ def shown(results: Results) -> Iterator[Part]:
     for about, by_kind in pivot(found, ABOUT, "other").items():
         protocol, quantity, scale, category, name = about
         *shares, r = (by_kind[kind] for kind in by_kind if kind != CEILING)
-        told = [share_with_interval(row) for row in shares]
+        intervals = [share_with_interval(row) for row in shares]
         if protocol == "category_seeds":
             observed = with_interval(measured.get((quantity, scale, category, "")))
-            means.append([category, quantity, scale, *told, observed, with_interval(r), r.note])
+            means.append([category, quantity, scale, *intervals, observed, with_interval(r), r.note])
         else:
             observed = with_interval(measured.get((quantity, scale, category, name)))
-            told.append(with_interval(by_kind[CEILING]))
-            single.append([name, quantity, scale, *told, observed, with_interval(r), str(r.n)])
+            intervals.append(with_interval(by_kind[CEILING]))
+            single.append([name, quantity, scale, *intervals, observed, with_interval(r), str(r.n)])
     before, after = results.method["stages"]
     head = ["quantity", "scale", f"seeds at {before} (%)", f"seeds at {after} (%)"]
     columns = ["mean over", *head, "r as measured", BETWEEN, "note"]

@@ -20,7 +20,7 @@ from evalengine.analysis.estimates.groups import ALL, Group, Label, Note
 from evalengine.analysis.estimates.inverting import p_at_most
 from evalengine.analysis.estimates.tables import Row, plain_row
 from evalengine.analysis.figure import Heading, Part, Table
-from evalengine.analysis.protocols.protocol import Protocol, Study
+from evalengine.analysis.protocols.protocol import Protocol, StudyData
 from evalengine.analysis.protocols.transfer import transfer
 from evalengine.analysis.results import Results, percent
 from evalengine.analysis.statistics.bootstrap import ROUNDING, Array, Basis, Resamples
@@ -36,7 +36,7 @@ class Share(NamedTuple):
     high: float
 
 
-def rows(study: Study) -> list[Row]:
+def rows(study: StudyData) -> list[Row]:
     return [
         row
         for quantity in study.panel.quantities

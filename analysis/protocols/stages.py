@@ -33,9 +33,9 @@ from evalengine.analysis.estimates.groups import (
     mean_over_mixtures,
     means_over,
 )
-from evalengine.analysis.estimates.tables import Options, Row, rows_of
+from evalengine.analysis.estimates.tables import CorrelateOptions, Row, rows_of
 from evalengine.analysis.figure import File, Folded, Heading, Lines, Part, Table, pivot
-from evalengine.analysis.protocols.protocol import Protocol, Study
+from evalengine.analysis.protocols.protocol import Protocol, StudyData
 from evalengine.analysis.protocols.transfer import category_transfer, transfer
 from evalengine.analysis.protocols.transfer_tests import swapped, tests
 from evalengine.analysis.results import Results, p_value, with_interval
@@ -53,7 +53,7 @@ def pairs(count: int) -> list[tuple[int, int]]:
     return sorted(found)
 
 
-def rows(study: Study) -> list[Row]:
+def rows(study: StudyData) -> list[Row]:
     panel, options, steps = study.panel, study.options, study.panel.steps
     if steps is None:
         return []
@@ -114,7 +114,7 @@ def _two_stages(panel: Panel, steps: Steps, quantity: str, s: int, pair: tuple[i
     )
 
 
-def _compared(earlier: Transfers, later: Transfers, plan: Resamples, options: Options) -> list[Row]:
+def _compared(earlier: Transfers, later: Transfers, plan: Resamples, options: CorrelateOptions) -> list[Row]:
     """Transfer to the later of two stages minus that to the earlier, both from the first: of benchmarks and of means."""
     quantity, (scale,), B = later.single.quantity, later.two.scales, len(later.single.labels)
     before_2BM, after_2BM = (of.two.variables(quantity, 0).reshape(2, B, -1) for of in (earlier, later))

@@ -43,8 +43,8 @@ from evalengine.analysis.estimates.groups import (
     means_of,
 )
 from evalengine.analysis.estimates.tables import Row
-from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, file_part
-from evalengine.analysis.protocols.protocol import Protocol, Study
+from evalengine.analysis.figure import File, Folded, Heading, IntervalPlot, Part, file_part
+from evalengine.analysis.protocols.protocol import Protocol, StudyData
 from evalengine.analysis.protocols.scatter import scatters
 from evalengine.analysis.protocols.transfer_table import transfer_table, words
 from evalengine.analysis.protocols.transfer_tests import tests
@@ -63,7 +63,7 @@ from evalengine.analysis.statistics.ranges import of_difference
 BOTH = "accuracy − confidence"  # the quantity of the difference of both
 
 
-def rows(study: Study) -> list[Row]:
+def rows(study: StudyData) -> list[Row]:
     panel = study.panel
     singles = {quantity: transfer(study.data, quantity) for quantity in panel.transferred}
     out = []
@@ -171,7 +171,7 @@ def _differences(results: Results) -> Iterator[Part]:
     """Between the scales, the quantities and the categories; no part where there are none."""
     both = _of_benchmarks(results.rows("transfer", contrast=QUANTITY))
     changes = _of_benchmarks(results.rows("transfer", quantity=BOTH, contrast=SCALE))
-    pairs = Intervals(_shown(results, contrast=CATEGORY), lambda row: f"{row.category} − {row.minus}")
+    pairs = IntervalPlot(_shown(results, contrast=CATEGORY), lambda row: f"{row.category} − {row.minus}")
     for title, figures in (
         (
             f"Differences between scales ({results.scales[-1]} minus {results.scales[0]})",
@@ -195,16 +195,16 @@ def _shown(results: Results, **fixed: str) -> list[Row]:
     return [r for r in results.rows("transfer", **fixed) if r.quantity in results.method["quantities"]]
 
 
-def _of_means(rows: Sequence[Row]) -> Intervals:
+def _of_means(rows: Sequence[Row]) -> IntervalPlot:
     # Not their names: how many benchmarks a mean is over may differ between quantities, and it is one line all the same.
-    return Intervals(rows, lambda row: row.category)
+    return IntervalPlot(rows, lambda row: row.category)
 
 
-def _of_benchmarks(rows: Sequence[Row]) -> Intervals:
+def _of_benchmarks(rows: Sequence[Row]) -> IntervalPlot:
     def label(row: Row) -> str:
         return "mean" if row.protocol == "category_transfer" else row.name
 
-    return Intervals(rows, label, group=lambda row: row.category)
+    return IntervalPlot(rows, label, group=lambda row: row.category)
 
 
 def claims(results: Results) -> Iterator[Claim]:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from evalengine.analysis.data.panel import Panel
 from evalengine.analysis.estimates.groups import SCALE, Array, Group
-from evalengine.analysis.estimates.tables import Options, Tests
+from evalengine.analysis.estimates.tables import CorrelateOptions, Tests
 from evalengine.analysis.statistics.correlation import (
     BlockNumbers,
     benjamini_hochberg,
@@ -48,7 +48,7 @@ KENDALL_BLOCK = 1 << 22  # ways at once, times the square of the mixtures
 KENDALL_MOST = 1 << 28  # seeded ways with Kendall's tau, times the square of the mixtures
 
 
-def tests(single: Group, panel: Panel, options: Options) -> tuple[Tests, Tests]:
+def tests(single: Group, panel: Panel, options: CorrelateOptions) -> tuple[Tests, Tests]:
     """p and q of the benchmarks, and of the means over categories and over all: of their transfers at every scale
     (permutation; q within the scale), and of the differences between the largest scale and the smallest (swapping; q among
     them)."""
@@ -71,7 +71,7 @@ def tests(single: Group, panel: Panel, options: Options) -> tuple[Tests, Tests]:
 
 
 def swapped(
-    small_2BM: Array, large_2BM: Array, defined_B: NDArray[np.bool_], panel: Panel, options: Options
+    small_2BM: Array, large_2BM: Array, defined_B: NDArray[np.bool_], panel: Panel, options: CorrelateOptions
 ) -> tuple[PAndQ, PAndQ]:
     """p of the difference of transfers from one side to the other (`swap_p`), and q: of the benchmarks, and of the means."""
     members = _members(panel)

@@ -32,7 +32,7 @@ import numpy as np
 from evalengine.analysis.estimates.groups import ITEM_NOISE, NO_NOTE, Data, Label, Note, means_over
 from evalengine.analysis.estimates.tables import Row, plain_row
 from evalengine.analysis.protocols.noise import LIKELIHOOD, NOISY, Measured, latent_of, measured
-from evalengine.analysis.protocols.protocol import Study
+from evalengine.analysis.protocols.protocol import StudyData
 from evalengine.analysis.statistics.bootstrap import Array, Basis, jackknife_t
 from evalengine.analysis.statistics.latent import pooled
 
@@ -71,7 +71,7 @@ def loss_judged(covariance_B3C: Array, noise_B3: Array, n_B: Array) -> Array:
     return loss_C
 
 
-def rows(study: Study, quantity: str, known_at: Mapping[str, Known]) -> Iterator[Row]:
+def rows(study: StudyData, quantity: str, known_at: Mapping[str, Known]) -> Iterator[Row]:
     """Of each benchmark, category and all, where the item noise is known."""
     panel = study.panel
     for scale, known in known_at.items():
@@ -88,7 +88,7 @@ def rows(study: Study, quantity: str, known_at: Mapping[str, Known]) -> Iterator
 Known = dict[int, Measured]  # by benchmark
 
 
-def known_noise(study: Study, quantity: str) -> dict[str, Known]:
+def known_noise(study: StudyData, quantity: str) -> dict[str, Known]:
     """At each scale, the benchmarks whose item noise is known at both stages."""
     return {
         scale: {
@@ -100,7 +100,7 @@ def known_noise(study: Study, quantity: str) -> dict[str, Known]:
     }
 
 
-def _without_resamples(study: Study, quantity: str, scale: str) -> Data:
+def _without_resamples(study: StudyData, quantity: str, scale: str) -> Data:
     """The sample and the jackknife's columns."""
     sample, columns = study.data.sample(quantity, scale), 1 + study.plan.jackknife
     x_VMC, w_MC = (np.ascontiguousarray(x[..., :columns]) for x in (sample.x_VMC, sample.w_MC))
@@ -109,7 +109,7 @@ def _without_resamples(study: Study, quantity: str, scale: str) -> Data:
 
 
 def _of_category(
-    study: Study, quantity: str, scale: str, label: Label, found: list[Measured], said: Note
+    study: StudyData, quantity: str, scale: str, label: Label, found: list[Measured], said: Note
 ) -> Iterator[Row]:
     covariance_B3C = np.array([m.covariance_3C for m in found])
     noise_B3 = np.array([m.noise for m in found])

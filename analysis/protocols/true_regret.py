@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from evalengine.analysis.estimates.groups import Label, Note, means_over
 from evalengine.analysis.estimates.tables import Row, plain_row
 from evalengine.analysis.protocols.noise import Measured
-from evalengine.analysis.protocols.protocol import Study
+from evalengine.analysis.protocols.protocol import StudyData
 from evalengine.analysis.protocols.true_decisions import TABLE, Known, clean_row
 from evalengine.analysis.statistics.bootstrap import Array
 from evalengine.analysis.statistics.correlation import BlockNumbers, parts_of
@@ -136,7 +136,7 @@ def _times(matrix_D22: NDArray[Any], pair_D2M: NDArray[np.float32]) -> NDArray[n
     return np.stack([m_D22[:, k, :1] * x_DM + m_D22[:, k, 1:] * y_DM for k in (0, 1)], axis=1)
 
 
-def rows(study: Study, quantity: str, known_at: Mapping[str, Known]) -> Iterator[Row]:
+def rows(study: StudyData, quantity: str, known_at: Mapping[str, Known]) -> Iterator[Row]:
     """Of each benchmark, category and all, where the item noise is known."""
     panel = study.panel
     B = len(panel.benchmarks)
@@ -161,7 +161,7 @@ def rows(study: Study, quantity: str, known_at: Mapping[str, Known]) -> Iterator
 
 
 def _rows(
-    study: Study, quantity: str, scale: str, label: Label, of: Sequence[Regret], n: int, said: Note
+    study: StudyData, quantity: str, scale: str, label: Label, of: Sequence[Regret], n: int, said: Note
 ) -> Iterator[Row]:
     """Means over benchmarks, with equal-tailed intervals of the posterior."""
     ends = 0.5 + 0.5 * study.options.level * np.array([-1.0, 1.0])

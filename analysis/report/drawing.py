@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from evalengine.analysis.estimates.groups import ALL
 from evalengine.analysis.estimates.tables import Row
-from evalengine.analysis.figure import Curves, Figure, Heatmaps, Intervals, Lines, Scatters, by
+from evalengine.analysis.figure import Curves, Figure, Heatmaps, IntervalPlot, Lines, Scatters, by
 from evalengine.analysis.report import style
 from evalengine.analysis.report.scatter_drawing import scatter_drawing
 from evalengine.analysis.results import Method, excludes_zero, n_words, percent, with_interval
@@ -40,7 +40,7 @@ LINES = 1.4  # height of an axis of lines
 
 def draw(method: Method, figure: Figure) -> Drawing:
     """All panels of a figure, which has at least one. method: how the study was made that it is about."""
-    if isinstance(figure, Intervals):
+    if isinstance(figure, IntervalPlot):
         return _intervals(method, figure)
     if isinstance(figure, Scatters):
         return scatter_drawing(figure)
@@ -82,7 +82,7 @@ def _legend(drawing: Drawing, axis: Axes, y: float) -> None:
         drawing.legend(handles, names, loc="lower left", bbox_to_anchor=(0, y), ncols=len(names), borderpad=0)
 
 
-def _intervals(method: Method, figure: Intervals) -> Drawing:
+def _intervals(method: Method, figure: IntervalPlot) -> Drawing:
     """A forest plot: a line for each label, with a bar, an interval and its numbers for each scale."""
     shown = figure.rows
     found = dict.fromkeys(row.at for row in shown)
@@ -118,16 +118,16 @@ def _intervals(method: Method, figure: Intervals) -> Drawing:
         axis.spines["left"].set_visible(False)
         if len(by_panel) > 1:
             axis.set_title(title)
-    beside = axes[0].get_yaxis_transform()
+    margin = axes[0].get_yaxis_transform()
     left = -LETTER * max(len(text) for _, text, _ in texts) / WIDTH - 0.05
     right = len(axes) * (1 + NUMBERS / WIDTH)
     for top, bottom in bands:
         corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
         axes[0].fill(
-            *zip(*corners, strict=True), color=style.BAND, lw=0, transform=beside, clip_on=False, zorder=-1
+            *zip(*corners, strict=True), color=style.BAND, lw=0, transform=margin, clip_on=False, zorder=-1
         )
     for y, text, weight in texts:
-        axes[0].text(-0.03, y, text, transform=beside, ha="right", va="center", weight=weight)
+        axes[0].text(-0.03, y, text, transform=margin, ha="right", va="center", weight=weight)
     _legend(drawing, axes[0], height + (0.25 if len(by_panel) > 1 else 0.05))
     return drawing
 
@@ -137,9 +137,9 @@ def _series(axis: Axes, rows: Sequence[Row], at: Sequence[float], colour: str, s
     axis.hlines(at, 0, estimates, color=colour, alpha=0.3, lw=6)
     axis.hlines(at, [row.low for row in rows], [row.high for row in rows], color=style.INK, lw=0.9)
     axis.plot(estimates, at, "o", ms=3, color=colour, label=scale)
-    beside = axis.get_yaxis_transform()
+    margin = axis.get_yaxis_transform()
     for row, y in zip(rows, at, strict=True):
-        axis.text(1.04, y, with_interval(row), transform=beside, va="center", size=6.5, color=colour)
+        axis.text(1.04, y, with_interval(row), transform=margin, va="center", size=6.5, color=colour)
 
 
 def _heatmaps(method: Method, figure: Heatmaps) -> Drawing:
@@ -223,8 +223,8 @@ def _lines(figure: Lines) -> Drawing:
     labels = [style.short(place, 14) for place in figure.places]
     turned = max(map(len, labels)) * 0.07 > width / len(labels)
     below = 0.55 + (0.07 * max(map(len, labels)) if turned else 0.0) + (0.15 if figure.across else 0.0)
-    beside = 0.5 + (0.15 if figure.up else 0.0)
-    drawing, axes = style.canvas(len(by_panel), min(2, len(by_panel)), (width, LINES), (beside, below))
+    between = 0.5 + (0.15 if figure.up else 0.0)
+    drawing, axes = style.canvas(len(by_panel), min(2, len(by_panel)), (width, LINES), (between, below))
     middles = {place: k for k, place in enumerate(figure.places)}
     for axis, (title, rows) in zip(axes, by_panel.items(), strict=True):
         lines = by(rows, lambda row: row.category)

@@ -11,7 +11,7 @@ from evalengine.analysis.figure import (
     File,
     Folded,
     Heading,
-    Intervals,
+    IntervalPlot,
     Mark,
     Part,
     Scatters,
@@ -77,7 +77,7 @@ def grid(method: Method, figure: Figure) -> str:
 
 def _notes(figure: Figure) -> str:
     """What the stars in a figure of intervals stand for."""
-    if not isinstance(figure, Intervals):
+    if not isinstance(figure, IntervalPlot):
         return ""
     groups = {label: set(map(figure.group, mine)) for label, mine in by(figure.rows, figure.label).items()}
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 COLUMNS = 5
 # Inches.
 SIDE = 1.4  # of a box
-BESIDE, ABOVE, BELOW = 0.45, 0.36, 0.3  # a box: the numbers of its axes, and the two lines of its title
+LEFT, ABOVE, BELOW = 0.45, 0.36, 0.3  # a box: the numbers of its axes, and the two lines of its title
 HEADING = 0.26  # of a category
 MARGIN = 0.1  # of the values within a box
 NAMED, NUMBERED = 12, 30  # mixtures that are named, and numbered; the points of more have no label
@@ -37,7 +37,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 Array = NDArray[np.float64]
 
 
-class Label(NamedTuple):
+class PointLabel(NamedTuple):
     """A mixture's name and its middle."""
 
     x: float
@@ -48,7 +48,7 @@ class Label(NamedTuple):
 def scatter_drawing(figure: Scatters) -> Drawing:
     """A box for each benchmark, in bands for the categories where there are several; a key and a legend below."""
     by_category = by(figure.rows, figure.panel)
-    cell = SIDE + BESIDE, SIDE + ABOVE + BELOW
+    cell = SIDE + LEFT, SIDE + ABOVE + BELOW
     heading = HEADING if len(by_category) > 1 else 0.0
     width = cell[0] * min(COLUMNS, max(map(len, by_category.values())))
     rows = {category: math.ceil(len(points) / COLUMNS) for category, points in by_category.items()}
@@ -67,7 +67,7 @@ def scatter_drawing(figure: Scatters) -> Drawing:
             axis.text(0.06, top + 0.16, category, weight="bold", va="center")
             top += heading
         for place, one in enumerate(points):
-            left = cell[0] * (place % COLUMNS) + BESIDE - 0.06
+            left = cell[0] * (place % COLUMNS) + LEFT - 0.06
             above = top + cell[1] * (place // COLUMNS) + ABOVE
             _box(axis, one, figure.unit, (left, above, left + SIDE, above + SIDE), label)
         top += cell[1] * rows[category]
@@ -161,7 +161,7 @@ def _ticks(span: tuple[float, float]) -> list[float]:
 
 def place_labels(
     points: Sequence[tuple[float, float]], names: Sequence[str], box: Box, bars: Sequence[Box] = ()
-) -> Iterator[Label]:
+) -> Iterator[PointLabel]:
     """A place for each name beside its point, in turn where it covers least of points, bars and the names before it."""
     taken = [(a - 0.03, b - 0.03, a + 0.03, b + 0.03) for a, b in points]
     taken += [(a - 0.005, b - 0.005, c + 0.005, d + 0.005) for a, b, c, d in bars]
@@ -178,7 +178,7 @@ def place_labels(
         cost = [sum(_overlap(mine, other) for other in taken) + 4.0 * _outside(mine, box) for mine in boxes]
         best = int(np.argmin(cost))  # the first of equals, so the nearest
         taken.append(boxes[best])
-        yield Label(*near[best], name)
+        yield PointLabel(*near[best], name)
 
 
 def _overlap(one: Box, other: Box) -> float:

@@ -77,9 +77,9 @@ def canvas(
     """Axes of one size, row by row. The canvas is one inch square, so that its coordinates are inches."""
     from matplotlib.figure import Figure as Drawing
 
-    (width, height), (beside, below) = size, gap
+    (width, height), (between, below) = size, gap
     drawing = Drawing(figsize=(1, 1))
-    places = [(k % columns * (width + beside), -(k // columns) * (height + below)) for k in range(count)]
+    places = [(k % columns * (width + between), -(k // columns) * (height + below)) for k in range(count)]
     return drawing, [drawing.add_axes((x, y, width, height)) for x, y in places]
 
 

@@ -80,7 +80,7 @@ def analysis_of(args: argparse.Namespace) -> Analysis:
     """Reads the store and runs the analysis with the options of `add_options`."""
     from evalengine.analysis.data.mixtures import imported_mixtures, joined, read_study
     from evalengine.analysis.data.panel import load_panel
-    from evalengine.analysis.study import Options, analyse
+    from evalengine.analysis.study import CorrelateOptions, analyse
     from evalengine.checkpoints.remote import readable
 
     if args.bootstrap not in (None, "exact") and not str(args.bootstrap).isdecimal():
@@ -88,7 +88,7 @@ def analysis_of(args: argparse.Namespace) -> Analysis:
     if args.seed < 0:
         raise UserError(f"--seed {args.seed} must be 0 or more")
     stages = [part.strip() for part in args.stages.split(",")] if args.stages else None
-    options = Options(
+    options = CorrelateOptions(
         args.bootstrap, args.interval, args.level, args.statistic, args.seed, args.resample, args.block
     )
     panel = load_panel(readable(args.store), stages=stages, metric=args.metric, confidence=args.confidence)

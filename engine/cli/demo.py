@@ -12,7 +12,7 @@ from evalengine import files
 from evalengine.errors import UserError
 
 if TYPE_CHECKING:
-    from evalengine.analysis.embedded_study import Findings
+    from evalengine.analysis.embedded_study import StudyFindings
 
 QUICK_ITEMS = "150"  # of each benchmark
 BETAS = "0.25,0.5,1,2"  # of emulated fine-tuning
@@ -116,7 +116,7 @@ def reseeded(study: str, seed: int) -> str:
     return text
 
 
-def show(found: dict[int, Findings], scale: str, demanded: bool) -> None:
+def show(found: dict[int, StudyFindings], scale: str, demanded: bool) -> None:
     """One column a seed: numbers of benchmarks, and whether the study shows what it must (`demanded`)."""
     from evalengine import console
 

@@ -38,7 +38,7 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from evalengine.analysis.claims import HEADINGS, by_kind
     from evalengine.analysis.data.mixtures import read_study
-    from evalengine.analysis.explain.explainer import Options
+    from evalengine.analysis.explain.explainer import ExplainOptions
     from evalengine.analysis.explain.findings import explain, no_report, not_shown, write
     from evalengine.analysis.explain.registry import EXPLAINERS
     from evalengine.checkpoints.remote import formats_of, readable
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     check_outside(args.out, args.store)
     stages = [part.strip() for part in args.stages.split(",")] if args.stages else None
     study = read_study(args.study) if args.study else None
-    options = Options(args.level, args.seed, args.data, args.exposure, args.block, study)
+    options = ExplainOptions(args.level, args.seed, args.data, args.exposure, args.block, study)
     formats = readable(formats_of(args.store))
     findings = explain(readable(args.store), options, stages, args.metric, formats)
     write(findings, args.out)

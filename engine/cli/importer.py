@@ -12,9 +12,9 @@ from evalengine import console
 from evalengine.errors import UserError
 
 if TYPE_CHECKING:
-    from evalengine.analysis.data.items import Checkpoint
+    from evalengine.analysis.data.items import CheckpointLabels
     from evalengine.analysis.importing.benchmark_info import Info
-    from evalengine.analysis.importing.imported import Known, Part
+    from evalengine.analysis.importing.imported import FileResults, Known
 
 EPILOG = """
 CSV: a row for each checkpoint and a column for each benchmark (piqa, piqa.acc, metric/piqa). Columns that are not called
@@ -206,7 +206,7 @@ def _files(path: Path) -> list[Path]:
     return found
 
 
-def _parts(sources: Sequence[Source], args: argparse.Namespace, known: dict[str, Known]) -> list[Part]:
+def _parts(sources: Sequence[Source], args: argparse.Namespace, known: dict[str, Known]) -> list[FileResults]:
     """What each table holds."""
     from evalengine.analysis.importing.harness import (
         NAME_PATTERN,
@@ -243,7 +243,7 @@ def _parts(sources: Sequence[Source], args: argparse.Namespace, known: dict[str,
     ]
 
 
-def _with(who: Checkpoint, constant: dict[str, Any]) -> Checkpoint:
+def _with(who: CheckpointLabels, constant: dict[str, Any]) -> CheckpointLabels:
     """A checkpoint with what stands behind its file's name."""
     if seed := constant.pop("replicate", ""):
         who = who._replace(name=f"{who.name}-replicate{seed}", seed=seed)

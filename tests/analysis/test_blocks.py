@@ -23,7 +23,7 @@ from evalengine.analysis.protocols.alignment import CELLS, WITHIN, alignment
 from evalengine.analysis.protocols.transfer_tests import swap_p
 from evalengine.analysis.statistics.bootstrap import draw_resamples, enumerate_resamples, resamples
 from evalengine.analysis.statistics.correlation import Sample, correlate, permuted_p
-from evalengine.analysis.study import Options, analyse, fixed_data
+from evalengine.analysis.study import CorrelateOptions, analyse, fixed_data
 from evalengine.cli import main
 from evalengine.errors import UserError
 
@@ -101,7 +101,7 @@ def test_fishers_interval_counts_the_blocks_that_a_benchmark_has() -> None:
     """The partial r given k covariates has the z interval of n - k mixtures; a benchmark that lacks a block has one fewer."""
     panel = blocked(make())
     panel.values["accuracy"][:, :, 6:, 4] = np.nan
-    rows = analyse(panel, Options(bootstrap=200)).tables["transfer"]
+    rows = analyse(panel, CorrelateOptions(bootstrap=200)).tables["transfer"]
     for name, n, covariates in (("a1", 9, 2), ("b2", 6, 1)):
         row = next(
             r for r in rows if (r.name, r.scale, r.quantity, r.contrast) == (name, "1B", "accuracy", "")
@@ -241,7 +241,7 @@ def test_alignment_and_decisions_within_blocks() -> None:
 
 def test_intervals_of_shares_stay_within_0_and_1() -> None:
     """Nine pairs within blocks, all right on some benchmarks: the jackknife's t interval would pass 1."""
-    rows = analyse(blocked(make()), Options(bootstrap=300)).tables["decisions"]
+    rows = analyse(blocked(make()), CorrelateOptions(bootstrap=300)).tables["decisions"]
     shares = [r for r in rows if r.other == "pairwise agreement" and np.isfinite(r.low)]
     assert any(r.high == 1.0 for r in shares) and any(r.low == 0.0 for r in shares)
     assert all((-1.0 if r.contrast else 0.0) <= r.low <= r.estimate <= r.high <= 1.0 for r in shares)
@@ -251,7 +251,7 @@ def test_intervals_of_shares_stay_within_0_and_1() -> None:
 def test_the_whole_analysis_within_blocks(statistic: str, tmp_path: Path) -> None:
     mixtures = Mixtures({}, {"web_source": dict(zip(planted.MIXTURES, LABELS, strict=True))})
     panel = make()
-    analysis = analyse(panel, Options(statistic=statistic, bootstrap=300), mixtures)
+    analysis = analyse(panel, CorrelateOptions(statistic=statistic, bootstrap=300), mixtures)
     assert analysis.method["block"]["labels"]["V2P1"] == "b"
     assert "216 orders, no p below 0.0046" in analysis.panel.notes[-1]
     rows = {
@@ -263,7 +263,7 @@ def test_the_whole_analysis_within_blocks(statistic: str, tmp_path: Path) -> Non
     assert rows["a1"].estimate == pytest.approx(OF[statistic](x, y, BLOCK))
     assert rows["a1"].n == 9
     across = analysis.tables["across_blocks"]
-    plain = analyse(panel, Options(statistic=statistic, bootstrap=300, block="none"), mixtures)
+    plain = analyse(panel, CorrelateOptions(statistic=statistic, bootstrap=300, block="none"), mixtures)
     for found, expected in zip(across, plain.tables["transfer"], strict=True):
         assert found[:6] == expected[:6]
         assert (found.estimate, found.low, found.p) == pytest.approx(

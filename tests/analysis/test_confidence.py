@@ -25,7 +25,7 @@ from evalengine.analysis.statistics.calibration_error import (
     expected_calibration_error,
     reliability,
 )
-from evalengine.analysis.study import Options, analyse, weighted
+from evalengine.analysis.study import CorrelateOptions, analyse, weighted
 from evalengine.cli import main
 from evalengine.errors import UserError
 from evalengine.store.metrics import answers, raw_answers, table_answers
@@ -154,16 +154,16 @@ def test_both_confidences_are_in_the_tables_and_calibration_is_raw(tmp_path: Pat
 def test_nothing_is_added_where_log_likelihoods_pick(tmp_path: Path) -> None:
     write_scores(tmp_path, metric="acc")
     panel = load_panel(tmp_path)
-    assert panel.beside == {} and panel.items[0].other_KI is panel.items[0].confidence_KI
+    assert panel.other_confidence == {} and panel.items[0].other_KI is panel.items[0].confidence_KI
     own = load_panel(tmp_path, confidence="own")
     np.testing.assert_array_equal(panel.values["confidence"], own.values["confidence"])
-    tables = analyse(panel, Options(bootstrap=200)).tables
+    tables = analyse(panel, CorrelateOptions(bootstrap=200)).tables
     assert {r.quantity for r in tables["transfer"] if not r.contrast} == {"accuracy", "confidence"}
 
 
 def test_disagreements_are_signs_and_verdicts(tmp_path: Path) -> None:
     write_scores(tmp_path / "scores")
-    analyse(load_panel(tmp_path / "scores"), Options(bootstrap=200)).write(tmp_path / "a")
+    analyse(load_panel(tmp_path / "scores"), CorrelateOptions(bootstrap=200)).write(tmp_path / "a")
     results = load_results(tmp_path / "a")
     rows = [r._replace(estimate=0.1, low=-0.5, high=0.6) for r in results.tables["transfer"]]
     verdicts = [v | {"verdict": "undecided"} for v in results.verdicts]
@@ -212,7 +212,7 @@ def test_items_without_a_score_are_wrong_and_have_no_confidence(tmp_path: Path) 
     right = pick == made["gold"][broken:]
     assert panel.values["accuracy"][at] == pytest.approx(right.sum() / ITEMS)
     assert panel.values["confidence"][at] == pytest.approx(raw.mean(), abs=1e-6)
-    assert panel.beside["confidence (own)"][at] == pytest.approx(own.mean(), abs=1e-6)
+    assert panel.other_confidence["confidence (own)"][at] == pytest.approx(own.mean(), abs=1e-6)
     parts = np.array_split(np.argsort(raw.astype(np.float32), kind="stable"), ECE_BINS)
     plugin = sum(len(p) / len(raw) * abs(right[p].mean() - raw[p].mean()) for p in parts)
     assert panel.calibration["ece_plugin"][at] == pytest.approx(plugin, abs=1e-6)
@@ -220,7 +220,7 @@ def test_items_without_a_score_are_wrong_and_have_no_confidence(tmp_path: Path) 
     assert note == (
         "piqa, rte: 7 item scores are not finite; those items count as wrong, and confidence and calibration leave them out"
     )
-    data, _ = weighted(panel, Options(bootstrap=200))
+    data, _ = weighted(panel, CorrelateOptions(bootstrap=200))
     found = measured(data, "confidence", "1B")[b].noise
     x = panel.items[b].confidence_KI[panel.row[at[0], :, :, b]][:, :, broken:].astype(float)
     np.testing.assert_allclose(found, from_items(x[0], x[1]))
@@ -256,7 +256,7 @@ def test_a_checkpoint_without_any_score_has_no_confidence(tmp_path: Path) -> Non
     at = (panel.scales.index("1B"), 1, panel.mixtures.index("V1P0"))
     assert (panel.values["accuracy"][at] == 0.0).all()
     assert all(np.isnan(x[at]).all() for x in (panel.values["confidence"], *panel.calibration.values()))
-    tables = analyse(panel, Options(bootstrap=200)).tables
+    tables = analyse(panel, CorrelateOptions(bootstrap=200)).tables
     found = [r for r in tables["transfer"] if (r.quantity, r.scale, r.name) == ("confidence", "1B", "rte")]
     (row,) = [r for r in found if not r.contrast]
     assert row.n == 8

@@ -20,7 +20,7 @@ from evalengine.analysis.protocols.coherence import benchmark_coherence, coheren
 from evalengine.analysis.protocols.shares import benchmark_shares, share_of, true_discoveries
 from evalengine.analysis.protocols.transfer import BOTH, category_transfer, quantity_contrasts, transfer
 from evalengine.analysis.statistics.bootstrap import draw_resamples, enumerate_resamples, intervals
-from evalengine.analysis.study import Options, analyse, fixed_data
+from evalengine.analysis.study import CorrelateOptions, analyse, fixed_data
 
 SCIENCE = [0, 1, 2]
 CATEGORIES = {"Science": SCIENCE, "NLI": [3, 4], "Semantic": [5], "All": list(range(6))}
@@ -90,7 +90,7 @@ def test_accuracy_minus_confidence_over_the_benchmarks_that_have_both(setup) -> 
 
 def test_one_category_minus_another(setup) -> None:
     panel = setup[0]
-    rows = analyse(panel, Options(bootstrap=100, seed=3)).tables["transfer"]
+    rows = analyse(panel, CorrelateOptions(bootstrap=100, seed=3)).tables["transfer"]
     found = [x for x in rows if x.contrast == "category" and x.quantity == "accuracy" and x.scale == "240M"]
     assert [(x.category, x.minus) for x in found] == [
         ("Science", "NLI"), ("Science", "Semantic"), ("NLI", "Semantic"),
@@ -213,7 +213,7 @@ def test_alignment_counts_the_mixtures_and_names_the_benchmarks_that_it_is_of(se
     panel, _, _ = setup
     rows = {
         (row.category, row.name, row.other, row.scale, row.contrast): row
-        for row in analyse(panel, Options(bootstrap=100)).tables["alignment"]
+        for row in analyse(panel, CorrelateOptions(bootstrap=100)).tables["alignment"]
     }
     for place, n, note in (
         (("Science", "within models", "pt", "1B", ""), 9, ""),
@@ -231,7 +231,7 @@ def test_alignment_counts_the_mixtures_and_names_the_benchmarks_that_it_is_of(se
 def test_alignment_of_three_mixtures_is_not_reported() -> None:
     panel = make(seed=5)
     panel.values["accuracy"][1, 1, 3:, 0] = np.nan  # without it, two of Science are left
-    rows = analyse(panel, Options(bootstrap=100)).tables["alignment"]
+    rows = analyse(panel, CorrelateOptions(bootstrap=100)).tables["alignment"]
     for name in ("within models", "persistence"):
         (row,) = (
             row
@@ -345,7 +345,7 @@ def test_shares_hold_their_bounds_around_the_count() -> None:
 
 def test_accuracy_minus_confidence_has_the_jackknifes_interval_and_p() -> None:
     panel = make(seed=11)
-    rows = analyse(panel, Options(bootstrap=200)).tables["transfer"]
+    rows = analyse(panel, CorrelateOptions(bootstrap=200)).tables["transfer"]
     x = {q: panel.values[q][1, :, :, 2] for q in ("accuracy", "confidence")}  # (stages, mixtures) of a3 at 1B
 
     def difference(keep: np.ndarray) -> float:
@@ -369,7 +369,7 @@ def test_a_benchmark_minus_the_others_says_which_pairs_are_missing() -> None:
     panel = replace(panel, categories=("One",) * 4 + ("Two",) * 2)
     panel.values["accuracy"][1, 0, 5:, 0] = np.nan
     panel.values["accuracy"][1, 0, :4, 1] = np.nan
-    rows = analyse(panel, Options(bootstrap=200)).tables["coherence"]
+    rows = analyse(panel, CorrelateOptions(bootstrap=200)).tables["coherence"]
     said = {
         row.name: row.note
         for row in rows
@@ -390,7 +390,7 @@ def test_every_row_without_a_number_says_why() -> None:
     accuracy[1, 1, 5:, 3] = np.nan
     accuracy[:, :, :, 5] = np.nan
     for within in (panel, replace(panel, blocks=Blocks("web source", tuple("abcabcabc")))):
-        for name, rows in analyse(within, Options(bootstrap=200)).tables.items():
+        for name, rows in analyse(within, CorrelateOptions(bootstrap=200)).tables.items():
             lacking = [row for row in rows if math.isnan(row.estimate) and not row.note]
             assert not lacking, (name, lacking[0])
 

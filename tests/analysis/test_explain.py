@@ -25,7 +25,7 @@ from evalengine.analysis.claims import (
 from evalengine.analysis.data.items import read_store
 from evalengine.analysis.explain.choices import read_choices
 from evalengine.analysis.explain.design import design_of
-from evalengine.analysis.explain.explainer import Options
+from evalengine.analysis.explain.explainer import ExplainOptions
 from evalengine.analysis.explain.findings import explain, load, write
 from evalengine.analysis.explain.registry import EXPLAINERS
 from evalengine.analysis.explain.student import Mean, jackknife, of_correlation, two_way_mean
@@ -110,7 +110,7 @@ def test_a_benchmark_without_a_finite_score_on_a_checkpoint_is_left_out_alone(
             store.write(
                 whole / path.parent.name / path.name, store.read(path), store.read_metadata(path) or {}
             )
-    ours, theirs = (repr(explain(folder, Options()).tables) for folder in (broken, whole))
+    ours, theirs = (repr(explain(folder, ExplainOptions()).tables) for folder in (broken, whole))
     assert ours == theirs
     # A report of both: correlations have the benchmark.
     assert main(["correlate", str(broken), "--out", str(out), "--bootstrap", "200"]) == 0
@@ -322,7 +322,7 @@ def test_a_benchmark_that_a_checkpoint_lacks_is_named_everywhere(
     assert main(["correlate", str(tmp_path / "s"), "--out", str(out)]) == 0
     assert main(["report", str(out), "--figures", "none"]) == 0
     assert f"S{said[1:]}." in (out / "report.html").read_text()
-    assert not any("not on every" in note for note in explain(scores, Options()).method["notes"])
+    assert not any("not on every" in note for note in explain(scores, ExplainOptions()).method["notes"])
 
 
 def test_a_section_that_is_not_there_is_said_on_the_page_and_the_terminal(
@@ -441,7 +441,7 @@ def test_names_from_outside_are_text_in_every_section(tmp_path: Path) -> None:
     )
     stages = ["pt<i>", "sft_<i>"]
     write_for(tmp_path / "exposure", scores, stages)
-    findings = explain(scores, Options(exposure=tmp_path / "exposure"), stages)
+    findings = explain(scores, ExplainOptions(exposure=tmp_path / "exposure"), stages)
     for explainer in EXPLAINERS:
         assert "<i>" not in html(explainer.section(findings), findings.method), explainer.table
 
@@ -451,7 +451,7 @@ def test_a_figure_for_papers_says_the_level_of_its_own_command(tmp_path: Path) -
     planted.write_study(scores, items=40, scales=["1B"])
     write_for(tmp_path / "exposure", scores)
     assert main(["correlate", str(scores), "--out", str(tmp_path), "--bootstrap", "200", "--json"]) == 0
-    write(explain(scores, Options(level=0.8, exposure=tmp_path / "exposure")), tmp_path)
+    write(explain(scores, ExplainOptions(level=0.8, exposure=tmp_path / "exposure")), tmp_path)
     paths = write_figures(tmp_path, tmp_path / "figures", ["svg"])
     drawn = {path.stem: path.read_text() for path in paths}
     assert "80% intervals" in drawn["frequency"] and "95% intervals" in drawn["category_transfer"]

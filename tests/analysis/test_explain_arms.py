@@ -15,7 +15,7 @@ from evalengine.analysis.explain import arms
 from evalengine.analysis.explain.arms import DIFFERS, EQUIVALENT, GUESSING, OPEN, ArmRow, equivalence
 from evalengine.analysis.explain.choices import read_choices
 from evalengine.analysis.explain.design import design_of
-from evalengine.analysis.explain.explainer import Findings, Options, Study
+from evalengine.analysis.explain.explainer import ExplainOptions, Findings, StudyScores
 from evalengine.analysis.explain.student import Mean, two_way_mean
 from evalengine.analysis.report.page import html
 
@@ -59,7 +59,7 @@ def write(
 
 def findings_of(folder: Path, stages: Sequence[str] | None = None) -> Findings:
     scores = read_choices(folder)
-    study = Study(scores, design_of(scores, stages), Options())
+    study = StudyScores(scores, design_of(scores, stages), ExplainOptions())
     return Findings({"stages": study.design.stages}, {"arms": arms.rows(study)})
 
 

@@ -16,10 +16,9 @@ from evalengine.analysis.data.panel import load_panel
 from evalengine.analysis.explain import eft_decisions, proxies, ranking
 from evalengine.analysis.explain.choices import read_choices
 from evalengine.analysis.explain.design import design_of
-from evalengine.analysis.explain.explainer import Options, Study
+from evalengine.analysis.explain.explainer import ExplainOptions, StudyScores
 from evalengine.analysis.explain.findings import explain
-from evalengine.analysis.study import Options as Correlated
-from evalengine.analysis.study import analyse
+from evalengine.analysis.study import CorrelateOptions, analyse
 from evalengine.cli import main
 from evalengine.errors import UserError
 
@@ -39,9 +38,9 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def study_of(scores: Path, **options: object) -> Study:
+def study_of(scores: Path, **options: object) -> StudyScores:
     found = read_choices(scores)
-    return Study(found, design_of(found), Options(**options))  # type: ignore[arg-type]
+    return StudyScores(found, design_of(found), ExplainOptions(**options))  # type: ignore[arg-type]
 
 
 def accuracies(scores: Path, benchmark: str, stage: str) -> np.ndarray:
@@ -128,7 +127,7 @@ def test_choices_of_a_mixture_by_emulation_are_judged_within_it_too(scores: Path
 
 
 def test_r_is_that_of_correlate(scores: Path) -> None:
-    analysis = analyse(load_panel(scores), Correlated(bootstrap="200"))
+    analysis = analyse(load_panel(scores), CorrelateOptions(bootstrap="200"))
     theirs = {
         row.name: row.estimate
         for row in analysis.tables["transfer"]
@@ -144,21 +143,21 @@ def test_r_is_that_of_correlate(scores: Path) -> None:
 
 
 def test_what_is_asked_for_and_what_is_said(scores: Path, tmp_path: Path) -> None:
-    found = explain(scores, Options())
+    found = explain(scores, ExplainOptions())
     assert found.method["block"] == "web source"
     assert any("within web source (web1, web2, web3)" in note for note in found.method["notes"])
-    again = explain(scores, Options(block="web_source"))
+    again = explain(scores, ExplainOptions(block="web_source"))
     assert again.method == found.method and str(again.tables) == str(found.tables)
-    plain = explain(scores, Options(block="none"))
+    plain = explain(scores, ExplainOptions(block="none"))
     assert plain.method["block"] == "" and not any("within web" in note for note in plain.method["notes"])
     asked = {"seen": "1B pt", "target": "1B sft", "proxy": "accuracy", "minus": ""}
     (row,) = plain.rows("proxies", **asked, measure="r", benchmark="rte")
     x, y = (accuracies(scores, "rte", stage) for stage in ("pt", "sft"))
     assert row.estimate == pytest.approx(np.corrcoef(x, y)[0, 1])
     with pytest.raises(UserError, match="--block year: no mixture has this factor"):
-        explain(scores, Options(block="year"))
+        explain(scores, ExplainOptions(block="year"))
     with pytest.raises(UserError, match="--block same: it is the same for all mixtures"):
-        explain(scores, Options(block="same"))
+        explain(scores, ExplainOptions(block="same"))
     study = tmp_path / "study.yaml"
     study.write_text(json.dumps({"blocks": {"year": {m: "20" + m[3] for m in planted.MIXTURES}}}))
     given = ["explain", str(scores), "--out", str(tmp_path / "out"), "--study", str(study), "--block", "year"]

@@ -21,7 +21,7 @@ from evalengine.analysis.explain import decomposition, eft, eft_decisions, proxi
 from evalengine.analysis.explain.choices import read_choices
 from evalengine.analysis.explain.corners import SEQUENCE, TOKEN
 from evalengine.analysis.explain.design import design_of
-from evalengine.analysis.explain.explainer import Findings, Options, Study
+from evalengine.analysis.explain.explainer import ExplainOptions, Findings, StudyScores
 from evalengine.checkpoints import emulated_fingerprint
 from evalengine.cli import main
 from evalengine.errors import UserError
@@ -31,9 +31,9 @@ BENCHMARKS = {"hellaswag": "Commonsense", "winogrande": "Commonsense", "rte": "N
 CELLS = tuple(itertools.product(("1B", "7B"), MIXTURES, ("pt", "sft")))
 
 
-def study_of(folder: Path) -> Study:
+def study_of(folder: Path) -> StudyScores:
     scores = read_choices(folder)
-    return Study(scores, design_of(scores), Options())
+    return StudyScores(scores, design_of(scores), ExplainOptions())
 
 
 def write(
@@ -241,7 +241,7 @@ def test_decisions_are_pairs_by_hand(
     )
 
 
-def made(folder: Path, right: dict[str, np.ndarray], scales: tuple[str, ...] = ("1B", "7B")) -> Study:
+def made(folder: Path, right: dict[str, np.ndarray], scales: tuple[str, ...] = ("1B", "7B")) -> StudyScores:
     """A store in which checkpoint SCALE-MIXTURE-STAGE has right[SCALE-STAGE][its mixture, benchmark] of 20 items right."""
     gold = np.zeros(20, dtype=np.int64)
     for scale, (m, mixture), stage in itertools.product(scales, enumerate(MIXTURES), ("pt", "sft")):
@@ -439,7 +439,7 @@ def test_scales_without_a_size_are_left_out_and_said_to_be(tmp_path: Path) -> No
 
     planted.write_study(tmp_path, items=20, mixtures=MIXTURES, scales=["small", "large"])
     assert not eft.eft_rows(study_of(tmp_path))
-    assert "do not say their sizes" in explain(tmp_path, Options()).method["notes"][-1]
+    assert "do not say their sizes" in explain(tmp_path, ExplainOptions()).method["notes"][-1]
 
 
 def test_one_scale_has_nothing_to_emulate(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from evalengine.analysis.explain import dose_slopes as frequency
 from evalengine.analysis.explain import doses, exposed
 from evalengine.analysis.explain.choices import read_choices
 from evalengine.analysis.explain.design import design_of
-from evalengine.analysis.explain.explainer import Options, Study
+from evalengine.analysis.explain.explainer import ExplainOptions, StudyScores
 from evalengine.analysis.explain.exposed import Dose
 from evalengine.analysis.explain.findings import explain, not_shown
 from evalengine.analysis.explain.registry import EXPLAINERS
@@ -61,7 +61,7 @@ def rows_of(count: Mapping[str, np.ndarray], kind: str = "cross", n: int = 3) ->
 
 
 class World(NamedTuple):
-    study: Callable[..., Study]
+    study: Callable[..., StudyScores]
     dose: dict[str, np.ndarray]  # (M, I)
 
 
@@ -114,9 +114,9 @@ def make_world(
     return World(lambda: study_of(folder), dose)
 
 
-def study_of(folder: Path) -> Study:
+def study_of(folder: Path) -> StudyScores:
     scores = read_choices(folder / "scores")
-    return Study(scores, design_of(scores), Options(exposure=folder / "exposure"))
+    return StudyScores(scores, design_of(scores), ExplainOptions(exposure=folder / "exposure"))
 
 
 @pytest.fixture(scope="module")
@@ -364,7 +364,7 @@ def test_what_was_scored_in_other_words_than_counted_is_said(tmp_path: Path) -> 
         (tmp_path / "world" / "scores", "world/exposure", "rte in the variant lm_eval, behind 5 examples"),
         (tmp_path / "chat", "exposed", "pt+chat in chat format; sft+chat in chat format"),
     ):
-        findings = explain(scores, Options(exposure=tmp_path / exposure))
+        findings = explain(scores, ExplainOptions(exposure=tmp_path / exposure))
         assert findings.method["exposure_wording"] == counted + how
         for table_ in ("frequency", "gelbach"):
             slopes = [row for row in findings.tables[table_] if np.isfinite(row.estimate)]
@@ -396,7 +396,7 @@ def test_without_crossing_n_grams_the_section_is_named_as_not_shown(tmp_path: Pa
     make_world(tmp_path, items=20)
     rows = [(b, f"i{i}", "web_a", "task", 0, 2, 1, 3 + i) for b in CATEGORIES for i in range(20)]
     write_exposure(tmp_path / "exposure", {b: [f"i{i}" for i in range(20)] for b in CATEGORIES}, rows)
-    findings = explain(tmp_path / "scores", Options(exposure=tmp_path / "exposure"))
+    findings = explain(tmp_path / "scores", ExplainOptions(exposure=tmp_path / "exposure"))
     assert findings.tables["frequency"] and not any(row.headline for row in findings.tables["frequency"])
     title, why = "Does a benchmark follow its text?", "crossing n-grams whose counts differ between mixtures"
     assert findings.method["not_shown"][title] == why and f"{title} (needs {why})" in not_shown(findings)

@@ -47,8 +47,8 @@ def test_the_parts_are_those_of_least_squares_with_dummies() -> None:
         for name, value in (
             (gelbach.ALONE[gelbach.COUNT], alone.params[0]),
             (gelbach.ALONE[gelbach.SIMILARITY], other.params[0]),
-            (gelbach.BESIDE[gelbach.COUNT], both.params[0]),
-            (gelbach.BESIDE[gelbach.SIMILARITY], both.params[1]),
+            (gelbach.ADJUSTED[gelbach.COUNT], both.params[0]),
+            (gelbach.ADJUSTED[gelbach.SIMILARITY], both.params[1]),
             (gelbach.OWED, slope * both.params[1]),  # Gelbach's formula
             (gelbach.BOTH, 1 - both.ssr / none.ssr),
             (gelbach.ADDS[gelbach.COUNT], (other.ssr - both.ssr) / none.ssr),
@@ -62,8 +62,8 @@ def test_the_intervals_of_the_parts_hold() -> None:
     truth = {
         gelbach.OWED: 0.28,
         gelbach.ALONE[gelbach.COUNT]: 0.78,
-        gelbach.BESIDE[gelbach.COUNT]: 0.5,
-        gelbach.BESIDE[gelbach.SIMILARITY]: 0.4,
+        gelbach.ADJUSTED[gelbach.COUNT]: 0.5,
+        gelbach.ADJUSTED[gelbach.SIMILARITY]: 0.4,
     }
     hits = dict.fromkeys(truth, 0)
     for seed in range(300):
@@ -81,7 +81,7 @@ def test_regressors_that_move_together_are_not_taken_apart() -> None:
     v[1] = 2.0 * v[0] + 1.0
     found = parts(v)
     assert (
-        np.isnan(found[gelbach.BESIDE[gelbach.COUNT]]).all()
+        np.isnan(found[gelbach.ADJUSTED[gelbach.COUNT]]).all()
         and np.isfinite(found[gelbach.ALONE[gelbach.COUNT]]).all()
     )
 
@@ -109,7 +109,7 @@ def test_the_count_is_told_from_a_similarity_that_does_nothing(tmp_path: Path) -
     found = {r.part: r for r in gelbach.rows(study) if (r.category, r.stage, r.minus) == (ALL, "pt", "")}
     count, similar, owed = (
         found[name]
-        for name in (gelbach.BESIDE[gelbach.COUNT], gelbach.BESIDE[gelbach.SIMILARITY], gelbach.OWED)
+        for name in (gelbach.ADJUSTED[gelbach.COUNT], gelbach.ADJUSTED[gelbach.SIMILARITY], gelbach.OWED)
     )
     assert count.estimate == pytest.approx(0.6, abs=0.03) and count.low > 0.5
     assert similar.low < 0 < similar.high and abs(owed.estimate) < 0.05

@@ -16,7 +16,7 @@ from evalengine.analysis.estimates.groups import ALL
 from evalengine.analysis.explain import flips, format, item_transfer, proxies, snr, threshold
 from evalengine.analysis.explain.choices import read_choices
 from evalengine.analysis.explain.design import design_of
-from evalengine.analysis.explain.explainer import Findings, Options, Study
+from evalengine.analysis.explain.explainer import ExplainOptions, Findings, StudyScores
 from evalengine.analysis.explain.item_level import ItemLevel, item_level
 from evalengine.analysis.explain.logistic import clustered, dummies, fit
 from evalengine.errors import UserError
@@ -25,11 +25,11 @@ MIXTURES = ("a", "b", "c", "d", "e", "f")
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+def study(tmp_path_factory: pytest.TempPathFactory) -> StudyScores:
     folder = tmp_path_factory.mktemp("items")
     planted.write_study(folder, items=60, mixtures=MIXTURES, spread=0.8)
     scores = read_choices(folder)
-    return Study(scores, design_of(scores), Options())
+    return StudyScores(scores, design_of(scores), ExplainOptions())
 
 
 def stored(
@@ -39,7 +39,7 @@ def stored(
     mixtures: Sequence[str] = MIXTURES,
     stages: Sequence[str] = ("pt", "sft"),
     benchmarks: Mapping[str, str] = {"boolq": "Commonsense"},
-) -> Study:
+) -> StudyScores:
     """A store of one scale; `scores_of`: mixture, stage and benchmark to log-likelihoods (I, C), None of what is not scored."""
     for mixture, stage, (name, category) in itertools.product(mixtures, stages, benchmarks.items()):
         if (x := scores_of(mixture, stage, name)) is not None:
@@ -48,16 +48,16 @@ def stored(
             table = planted.item_table({**who, "benchmark": name, "category": category}, x, gold)
             store.write(folder / checkpoint / f"{name}.arrow", table, planted.metadata())
     scores = read_choices(folder)
-    return Study(scores, design_of(scores), Options())
+    return StudyScores(scores, design_of(scores), ExplainOptions())
 
 
-def loglik(study: Study, name: str, benchmark: str) -> tuple[np.ndarray, np.ndarray]:
+def loglik(study: StudyScores, name: str, benchmark: str) -> tuple[np.ndarray, np.ndarray]:
     """(I, 4) scores and the right choices."""
     choices = next(one for one in study.scores.benchmarks if one.name == benchmark)
     return choices.loglik_KC[choices.row(name)].astype(np.float64).reshape(-1, 4), choices.gold_I
 
 
-def test_format_and_knowledge_add_up(study: Study) -> None:
+def test_format_and_knowledge_add_up(study: StudyScores) -> None:
     rows = {(r.scale, r.category, r.benchmark, r.measure, r.stage, r.minus): r for r in format.rows(study)}
     for benchmark, stage in itertools.product(planted.BENCHMARKS, ("pt", "sft")):
         each = []
@@ -112,7 +112,7 @@ def test_format_compares_the_stages_in_both_formats(tmp_path: Path) -> None:
     assert ("cb", "NLI", format.MASS, "pt+chat", "") not in rows
 
 
-def test_proxies_by_hand(study: Study) -> None:
+def test_proxies_by_hand(study: StudyScores) -> None:
     rows = {
         (r.seen, r.target, r.proxy, r.minus, r.measure, r.category, r.benchmark): r
         for r in proxies.rows(study)
@@ -191,7 +191,7 @@ def test_signal_and_noise_are_the_analysis_of_variance() -> None:
     assert share == pytest.approx(alpha)
 
 
-def test_the_interval_of_the_rank_correlation_has_the_level_that_was_asked_for(study: Study) -> None:
+def test_the_interval_of_the_rank_correlation_has_the_level_that_was_asked_for(study: StudyScores) -> None:
     tables = {"snr": snr.rows(study), "proxies": proxies.rows(study)}
     before = [r for r in tables["snr"] if (r.scale, r.stage, r.quantity) == ("1B", "pt", "accuracy")]
     at = ("1B pt", "1B sft", "accuracy", "", "pair agreement")
@@ -237,7 +237,7 @@ def test_logistic_regression_is_that_of_statsmodels() -> None:
     )
 
 
-def test_the_models_are_nested_and_the_terms_those_of_statsmodels(study: Study) -> None:
+def test_the_models_are_nested_and_the_terms_those_of_statsmodels(study: StudyScores) -> None:
     sm = pytest.importorskip("statsmodels.api")
     data = item_level(study, "1B")
     assert data is not None
@@ -368,7 +368,7 @@ def test_the_slope_of_the_gain_is_negative_without_any_priming() -> None:
         assert abs(rows[name].estimate) < 0.02
 
 
-def test_flips_by_hand(study: Study) -> None:
+def test_flips_by_hand(study: StudyScores) -> None:
     data = item_level(study, "1B")
     assert data is not None
     before, after = data.right_before, data.right_after
@@ -479,7 +479,9 @@ def test_the_items_that_turned_most_come_with_their_texts(tmp_path: Path, small_
         table = type(store.read(path)).from_pylist(rows, schema=store.schema())
         store.write(path, table, planted.metadata(data_hash=loaded.data_hash))
     scores = read_choices(tmp_path)
-    found = flips.item_rows(Study(scores, design_of(scores), Options(data=small_world / "bench")))
+    found = flips.item_rows(
+        StudyScores(scores, design_of(scores), ExplainOptions(data=small_world / "bench"))
+    )
     assert found
     by_id = {item.id: item for item in items}
     for row in found:
@@ -493,7 +495,7 @@ def test_the_items_that_turned_most_come_with_their_texts(tmp_path: Path, small_
     lines = (small_world / "bench" / "wic.jsonl").read_text().splitlines(keepends=True)
     (other / "wic.jsonl").write_text("".join(lines[::-1]))
     with pytest.raises(UserError, match=r"wic: .*other holds other items than were scored"):
-        flips.item_rows(Study(scores, design_of(scores), Options(data=other)))
+        flips.item_rows(StudyScores(scores, design_of(scores), ExplainOptions(data=other)))
 
 
 def test_choices_that_were_all_alike_before_have_no_slope(tmp_path: Path) -> None:
@@ -513,7 +515,7 @@ def test_choices_that_were_all_alike_before_have_no_slope(tmp_path: Path) -> Non
     assert wrong.observations == right.observations == 80
 
 
-def written(folder: Path, label: bool) -> Study:
+def written(folder: Path, label: bool) -> StudyScores:
     """A benchmark of which every model answers all items by one label, or whose fine-tuned models are the pretrained ones."""
     rng = np.random.default_rng(0)
     gold, drawn = rng.integers(0, 2, 40), {}

@@ -18,7 +18,7 @@ from evalengine.analysis.estimates.tables import Row
 from evalengine.analysis.protocols import calibration
 from evalengine.analysis.statistics.bootstrap import Basis, draw_resamples, intervals, jackknife_t
 from evalengine.analysis.statistics.correlation import Sample, correlate
-from evalengine.analysis.study import Options, analyse
+from evalengine.analysis.study import CorrelateOptions, analyse
 
 CATEGORIES = {"a1": "A", "a2": "A", "a3": "A", "b1": "B", "b2": "B"}
 
@@ -60,7 +60,7 @@ def key(row: Row) -> tuple[str, ...]:
 
 def jackknife_rows(panel: Panel, interval: str) -> dict[tuple[str, ...], Row]:
     """All rows with an interval of the jackknife; a resample changes nothing about those."""
-    tables = analyse(panel, Options(bootstrap=100, interval=interval)).tables
+    tables = analyse(panel, CorrelateOptions(bootstrap=100, interval=interval)).tables
     return {key(row): row for rows in tables.values() for row in rows if row.interval.startswith("jackknife")}
 
 
@@ -159,7 +159,7 @@ def test_intervals_of_means_hold_the_truth_as_often_as_they_say(mixtures: int, k
 
 def test_the_orders_of_a_permutation_test_are_said_by_its_mixtures() -> None:
     def said(panel: Panel) -> str:
-        return str(analyse(panel, Options(bootstrap=100)).method["permutations"])
+        return str(analyse(panel, CorrelateOptions(bootstrap=100)).method["permutations"])
 
     both = "all of up to 9 mixtures, 100000 sampled of more"
     assert said(study(range(9))) == "all"
@@ -168,7 +168,7 @@ def test_the_orders_of_a_permutation_test_are_said_by_its_mixtures() -> None:
     # A scale of 20 whose benchmark b2 five have: that one, the mean of B and that of all are over these.
     panel = study(range(20), lacking="b2")
     assert said(panel) == both
-    tables = analyse(panel, Options(bootstrap=100)).tables["transfer"]
+    tables = analyse(panel, CorrelateOptions(bootstrap=100)).tables["transfer"]
     p = {
         row.name: row.p
         for row in tables
@@ -183,7 +183,7 @@ def test_the_orders_of_a_permutation_test_are_said_by_its_mixtures() -> None:
 def test_the_orders_within_blocks_are_said_by_the_mixtures_of_each_test() -> None:
     sources = {f"m{m:02}": "xyz"[m // 3] for m in range(9)}
     factors = Mixtures({}, {"web_source": sources})
-    options = Options(bootstrap=100)
+    options = CorrelateOptions(bootstrap=100)
     whole = analyse(study(range(9)), options, factors)
     assert whole.method["block"]["permutations"] == "216 orders, no p below 0.0046"
     part = analyse(study(range(9), range(8)), options, factors)
@@ -194,7 +194,7 @@ def test_the_orders_within_blocks_are_said_by_the_mixtures_of_each_test() -> Non
 def test_similarity_of_the_matrices_has_the_n_of_both_and_a_mean_at_a_stage_that_of_its_benchmarks() -> None:
     panel = make(seed=5)
     panel.values["accuracy"][1, 1, 4, 2] = np.nan  # without a benchmark after fine-tuning alone
-    rows = analyse(panel, Options()).tables["matrices"]
+    rows = analyse(panel, CorrelateOptions()).tables["matrices"]
     n = {r.scale: r.n for r in rows if (r.protocol, r.quantity, r.contrast) == ("similarity", "accuracy", "")}
     assert n == {"240M": 9, "1B": 8}
 
@@ -206,7 +206,7 @@ def test_why_there_is_no_r_with_a_share() -> None:
     panel.values["accuracy"][0, 0, 3:, 2] = np.nan
     panel.values["accuracy"][0, 0, :, 3] = 0.5
     share = {m: 0.1 * k for k, m in enumerate(panel.mixtures)}
-    rows = analyse(panel, Options(), Mixtures({"code share": share}, {})).tables["mixture_effects"]
+    rows = analyse(panel, CorrelateOptions(), Mixtures({"code share": share}, {})).tables["mixture_effects"]
     said = {
         r.name: r.note
         for r in rows

@@ -15,7 +15,7 @@ from evalengine.analysis.data.items import read_store
 from evalengine.analysis.estimates.groups import ALL
 from evalengine.analysis.explain import format_shares as fs
 from evalengine.analysis.explain.choices import read_choices
-from evalengine.analysis.explain.explainer import Options
+from evalengine.analysis.explain.explainer import ExplainOptions
 from evalengine.analysis.explain.findings import explain
 from evalengine.cli import main
 from evalengine.errors import UserError
@@ -56,7 +56,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Logs, np.ndar
 
 def test_shares_entropy_accuracy_and_winner_by_hand(world: tuple[Path, Logs, np.ndarray]) -> None:
     folder, logs, gold = world
-    findings = explain(folder, Options())
+    findings = explain(folder, ExplainOptions())
     assert findings.method["formats"] == FORMATS
     keep = {name: np.array([name != "cb" or i != 3 for i in range(ITEMS)]) for name in NAMES}
     for stage, (category, names) in itertools.product(STAGES, ((ALL, list(NAMES)), ("NLI", ["rte", "cb"]))):
@@ -93,7 +93,7 @@ def test_shares_entropy_accuracy_and_winner_by_hand(world: tuple[Path, Logs, np.
 
 def test_each_stage_is_compared_with_the_one_it_comes_from(world: tuple[Path, Logs, np.ndarray]) -> None:
     folder, *_ = world
-    findings = explain(folder, Options())
+    findings = explain(folder, ExplainOptions())
     won = {w.stage: w for w in findings.rows("format_winners", category=ALL, benchmark="", mixture="")}
     assert {stage: w.before for stage, w in won.items()} == {
         "pt": "", "sft": "pt", "sft_emptied": "pt", "dpo": "sft",
@@ -173,7 +173,7 @@ def test_ordinary_protocols_do_not_see_them(world: tuple[Path, Logs, np.ndarray]
 
 def test_stages_of_other_mixtures_are_compared_where_both_are(tmp_path: Path) -> None:
     logs, _ = write(tmp_path, ("pt", "sft"), skip=("1B-d-sft",))
-    findings = explain(tmp_path, Options())
+    findings = explain(tmp_path, ExplainOptions())
     at = {"category": "Science", "benchmark": "sciq", "mixture": "", "measure": "share", "format": "answer"}
     (row,) = findings.rows("format_shares", **at, stage="sft", minus="pt")
     change = [
@@ -196,7 +196,7 @@ def test_a_file_that_is_not_what_it_says_is_refused(tmp_path: Path) -> None:
         }
         store.write(path, store.read(path), about)
     with pytest.raises(UserError, match="were scored in different formats"):
-        explain(tmp_path, Options())
+        explain(tmp_path, ExplainOptions())
     for path in (tmp_path / "formats").glob("*/*.arrow"):
         about = {
             **(store.read_metadata(path) or {}),
@@ -204,11 +204,11 @@ def test_a_file_that_is_not_what_it_says_is_refused(tmp_path: Path) -> None:
         }
         store.write(path, store.read(path), about)
     with pytest.raises(UserError, match="does not hold every choice in every format"):
-        explain(tmp_path, Options())
+        explain(tmp_path, ExplainOptions())
 
 
 def test_a_store_without_formats_has_no_shares(tmp_path: Path) -> None:
     planted.write_study(tmp_path, dict.fromkeys(NAMES, 0.5), items=20, scales=["1B"], categories=NAMES)
-    findings = explain(tmp_path, Options())
+    findings = explain(tmp_path, ExplainOptions())
     assert not findings.tables["format_shares"] and not findings.tables["format_winners"]
     assert not fs.EXPLAINER.section(findings) and not findings.method["formats"]

@@ -18,7 +18,7 @@ from evalengine.analysis.data.panel import load_panel
 from evalengine.analysis.importing.harness import NAME_PATTERN, identities, model_of_place
 from evalengine.analysis.importing.samples import read_samples
 from evalengine.analysis.importing.score_columns import split_column
-from evalengine.analysis.study import Options, analyse
+from evalengine.analysis.study import CorrelateOptions, analyse
 from evalengine.cli import main
 from evalengine.errors import UserError
 
@@ -79,7 +79,7 @@ def test_percent_constants_and_shares(tmp_path: Path) -> None:
     assert panel.values["accuracy"][0, 0, 2].tolist() == pytest.approx([0.52, 0.58])
     shares = imported_mixtures(out)
     assert shares is not None and shares.shares["code"]["3"] == pytest.approx(0.3)
-    rows_ = analyse(panel, Options(), shares).tables["mixture_effects"]
+    rows_ = analyse(panel, CorrelateOptions(), shares).tables["mixture_effects"]
     row = next(r for r in rows_ if r.name == "piqa" and r.other == "pt: code")
     assert row.estimate == pytest.approx(1.0)
 
@@ -248,7 +248,7 @@ def test_pythia(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
                if (r["suite"], r["num_fewshot"], r["folder"], r["deduped"]) == ("pythia-v1", "0", "zero-shot", "1")]  # fmt: skip
     at = {(r["step"], r["params_nominal"]): float(r["sciq.acc_norm"]) for r in raw}
     x, y = ([at[step, m] for m in panel.mixtures] for step in ("1000", "143000"))
-    rows = analyse(panel, Options()).tables["transfer"]
+    rows = analyse(panel, CorrelateOptions()).tables["transfer"]
     row = next(r for r in rows if (r.scale, r.name) == ("1", "sciq"))
     assert row.estimate == pytest.approx(st.pearsonr(x, y)[0], abs=1e-9)
     assert row.low < row.estimate < row.high and row.n == 8
@@ -298,7 +298,7 @@ def test_regmix(real_data: Path, tmp_path: Path) -> None:
     assert main(["import", *given, *columns, "--out", str(tmp_path)]) == 0
     panel = load_panel(tmp_path)
     assert len(panel.mixtures) == 256 and panel.quantities == ("loss",)
-    tables = analyse(panel, Options(bootstrap=300), imported_mixtures(tmp_path)).tables
+    tables = analyse(panel, CorrelateOptions(bootstrap=300), imported_mixtures(tmp_path)).tables
     single = [r for r in tables["transfer"] if r.protocol == "transfer"]
     assert len(single) == 13 and all(r.low > 0.9 and r.p < 1e-4 for r in single)
     github = [

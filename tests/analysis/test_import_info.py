@@ -18,7 +18,7 @@ from evalengine.analysis.importing.benchmark_info import About, read_info
 from evalengine.analysis.importing.imported import COLUMNS
 from evalengine.analysis.importing.spellings import benchmark_name, similar
 from evalengine.analysis.protocols import noise
-from evalengine.analysis.study import Options, analyse
+from evalengine.analysis.study import CorrelateOptions, analyse
 from evalengine.benchmarks import BENCHMARKS
 from evalengine.cli import main
 from evalengine.errors import UserError
@@ -226,7 +226,7 @@ def test_chance_of_known_benchmarks_and_of_a_store(accuracies, tmp_path: Path) -
     file, _ = accuracies
     panel = load_panel(imported(tmp_path / "a", file, "--chance", "mine=0.2"))
     assert dict(zip(panel.benchmarks, panel.chance.tolist(), strict=True)) == {"rte": 0.5, "mine": 0.2}
-    assert analyse(panel, Options(bootstrap=100)).method["chance"] == panel.chance.tolist()
+    assert analyse(panel, CorrelateOptions(bootstrap=100)).method["chance"] == panel.chance.tolist()
     planted.write_study(tmp_path / "store", items=20)
     panel = load_panel(tmp_path / "store")
     rows = store.load(tmp_path / "store").to_pylist()
@@ -250,7 +250,7 @@ def test_noise_from_standard_errors_and_counts(accuracies, tmp_path: Path) -> No
     )
     rows = {
         (r.name, r.other): r.estimate
-        for r in analyse(panel, Options()).tables["reliability"]
+        for r in analyse(panel, CorrelateOptions()).tables["reliability"]
         if not r.contrast
     }
     for name in ("rte", "mine"):
@@ -265,7 +265,7 @@ def test_noise_from_standard_errors_and_counts(accuracies, tmp_path: Path) -> No
     bare = load_panel(imported(tmp_path / "b", both, "--items", "rte=400"))
     named = {
         r.name: r.note
-        for r in analyse(bare, Options(bootstrap=100)).tables["reliability"]
+        for r in analyse(bare, CorrelateOptions(bootstrap=100)).tables["reliability"]
         if r.other == "ceiling"
     }
     assert named["mine"] == "neither the number of items nor all standard errors are known"

@@ -12,7 +12,7 @@ import pytest
 from evalengine.analysis.data.mixtures import imported_mixtures
 from evalengine.analysis.data.panel import load_panel
 from evalengine.analysis.importing.imported import MISSING
-from evalengine.analysis.study import Options, analyse
+from evalengine.analysis.study import CorrelateOptions, analyse
 from evalengine.cli import main
 
 PLACE = ["--scale", "s", "--mixture", "m", "--stage", "t"]
@@ -237,7 +237,7 @@ def test_one_row_says_the_number_of_items_for_all(tmp_path: Path, capsys: pytest
     lines = (f"0.{3 + k % 5}{k},{100 if k == 0 else ''}" for k in range(8))
     imported(tmp_path / "out", table(tmp_path / "t.csv", "rte,rte_n", *lines))
     assert "no item noise" not in capsys.readouterr().err
-    tables = analyse(load_panel(tmp_path / "out"), Options(bootstrap=100)).tables
+    tables = analyse(load_panel(tmp_path / "out"), CorrelateOptions(bootstrap=100)).tables
     assert any(row.other == "reliability pt" and math.isfinite(row.estimate) for row in tables["reliability"])
 
 
@@ -261,7 +261,7 @@ def test_means_are_compared_over_the_benchmarks_of_both_scales(tmp_path: Path) -
     imported(tmp_path / "out", tmp_path / "t.csv")
     panel = load_panel(tmp_path / "out")
     assert any("rte has no value for 60M-m0-pt" in note for note in panel.notes)
-    found = analyse(panel, Options(bootstrap=200)).tables
+    found = analyse(panel, CorrelateOptions(bootstrap=200)).tables
     means = {
         row.at: row
         for row in found["transfer"]

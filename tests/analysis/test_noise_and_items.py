@@ -14,7 +14,7 @@ from evalengine.analysis.data.items import averaged
 from evalengine.analysis.data.panel import load_panel
 from evalengine.analysis.estimates.item_bootstrap import GROUPS, item_data, resampled_means
 from evalengine.analysis.protocols import decisions, noise
-from evalengine.analysis.protocols.protocol import Study
+from evalengine.analysis.protocols.protocol import StudyData
 from evalengine.analysis.statistics.bootstrap import (
     Resamples,
     degenerate_share,
@@ -25,7 +25,7 @@ from evalengine.analysis.statistics.bootstrap import (
 )
 from evalengine.analysis.statistics.correlation import Sample
 from evalengine.analysis.statistics.latent import latent_r, pooled
-from evalengine.analysis.study import Options, analyse, fixed_data
+from evalengine.analysis.study import CorrelateOptions, analyse, fixed_data
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +58,8 @@ def test_correction_with_independent_items_is_spearmans_formula(panel) -> None:
     group = reliability_of(bare)
     at = {(label.name, label.other): k for k, label in enumerate(group.labels)}
     value = group.values["1B"][:, 0]
-    study = Study(
-        fixed_data(bare, draw_resamples(9, 100, 0), "pearson"), draw_resamples(9, 100, 0), Options()
+    study = StudyData(
+        fixed_data(bare, draw_resamples(9, 100, 0), "pearson"), draw_resamples(9, 100, 0), CorrelateOptions()
     )
     rows = {
         (r.name, r.scale): r
@@ -121,7 +121,7 @@ def test_noise_of_fewer_items_than_the_value_rests_on_is_said(tmp_path: Path) ->
         again = planted.item_table(who, loglik, table["gold"].to_numpy(), table["item"].to_pylist())
         store.write(path, again, planted.metadata())
     panel = load_panel(tmp_path)
-    rows = analyse(panel, Options(bootstrap=100)).tables["reliability"]
+    rows = analyse(panel, CorrelateOptions(bootstrap=100)).tables["reliability"]
     some = "item noise is that of the 38 of 40 items on which all scores are finite"
     said = {row.note for row in rows if row.name == "rte" and row.quantity == "confidence"}
     assert said and all(some in note for note in said)
@@ -235,7 +235,7 @@ def test_the_jackknife_over_items_has_the_binomial_standard_error(items: int) ->
 def test_resampling_both_is_wider_than_items_alone(panel) -> None:
     width = {}
     for what in ("items", "mixtures", "both"):
-        rows = analyse(panel, Options(bootstrap=1500, resample=what)).tables["transfer"]
+        rows = analyse(panel, CorrelateOptions(bootstrap=1500, resample=what)).tables["transfer"]
         single = [row for row in rows if row.protocol == "transfer" and row.quantity == "accuracy"]
         width[what] = np.mean([row.percentile_high - row.percentile_low for row in single])
     assert width["items"] < width["mixtures"] < width["both"]
@@ -255,7 +255,9 @@ def test_the_choice_of_the_best_says_what_it_leaves_out(panel) -> None:
     row = panel.row.copy()
     row[1, 1, 3:, 0] = -1
     values = {q: np.where(row < 0, np.nan, x) for q, x in panel.values.items()}
-    rows = analyse(replace(panel, row=row, values=values), Options(bootstrap=100)).tables["decisions"]
+    rows = analyse(replace(panel, row=row, values=values), CorrelateOptions(bootstrap=100)).tables[
+        "decisions"
+    ]
     at = {
         (r.category, r.other): r
         for r in rows

@@ -10,12 +10,12 @@ import planted
 import pytest
 
 from evalengine.analysis.data.panel import load_panel
-from evalengine.analysis.figure import Intervals, Mark, Table, files, panels
+from evalengine.analysis.figure import IntervalPlot, Mark, Table, files, panels
 from evalengine.analysis.protocols.registry import PROTOCOLS
 from evalengine.analysis.report import page
 from evalengine.analysis.report.report import page as render
 from evalengine.analysis.results import Results, load_results, p_value, with_interval
-from evalengine.analysis.study import Options, analyse
+from evalengine.analysis.study import CorrelateOptions, analyse
 
 VOID = {"meta", "link", "br", "use", "path"}
 
@@ -75,7 +75,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     planted.write_study(root / "scores", items=80, spread=1.0)
     panel = load_panel(root / "scores")
     panel.values["accuracy"][0, 0, :, 0] = 0.25
-    analyse(panel, Options("300")).write(root / "analysis")
+    analyse(panel, CorrelateOptions("300")).write(root / "analysis")
     found = load_results(root / "analysis")
     return found._replace(method={**found.method, "chance": [0.25, None, 0.4, 0.5, 0.99]})
 
@@ -191,7 +191,7 @@ def test_a_line_of_a_figure_has_an_interval_for_every_scale(results: Results) ->
     means = results.rows("transfer", protocol="category_transfer", category="Commonsense")
     assert {row.name for row in means} == {"mean of 2", "mean of up to 2"}
     drawn = [file.of for protocol in PROTOCOLS for file in files(protocol.shown(results))]
-    shown = [figure for figure in drawn if isinstance(figure, Intervals) and figure.rows]
+    shown = [figure for figure in drawn if isinstance(figure, IntervalPlot) and figure.rows]
     for figure in shown:
         in_panels = []
         for panel in panels(figure).values():
@@ -209,7 +209,7 @@ def test_a_note_of_one_scale_is_not_said_of_the_others(results: Results) -> None
         row._replace(note="") for row in results.rows("transfer", protocol="transfer", quantity="accuracy")
     ]
     name, scale = rows[0].name, rows[0].scale
-    figure = Intervals([rows[0]._replace(note="few"), *rows[1:]], lambda row: row.name)
+    figure = IntervalPlot([rows[0]._replace(note="few"), *rows[1:]], lambda row: row.name)
     assert f'<p class="hint">* {name} ({scale}): few</p>' in page.grid(results.method, figure)
     both = [row._replace(note="few" if row.name == name else "") for row in rows]
     assert f'<p class="hint">* {name}: few</p>' in page.grid(results.method, figure._replace(rows=both))

@@ -18,7 +18,7 @@ from evalengine.analysis.data.panel import load_panel
 from evalengine.analysis.estimates.tables import rows_of
 from evalengine.analysis.protocols.transfer import transfer
 from evalengine.analysis.statistics.bootstrap import resamples
-from evalengine.analysis.study import Options, analyse, fixed_data
+from evalengine.analysis.study import CorrelateOptions, analyse, fixed_data
 from evalengine.cli import main
 from evalengine.errors import UserError
 
@@ -86,7 +86,7 @@ def test_a_planted_study_is_recovered_at_the_stated_rate(tmp_path: Path) -> None
         folder = tmp_path / str(seed)
         planted.write_study(folder, truth, seed=seed, items=400, spread=1.0)
         data = fixed_data(load_panel(folder), plan, "pearson")
-        for row in rows_of(transfer(data, "accuracy"), plan, Options()):
+        for row in rows_of(transfer(data, "accuracy"), plan, CorrelateOptions()):
             if not row.contrast:
                 total += 1
                 hits += row.low <= truth[row.name] <= row.high
@@ -99,7 +99,9 @@ def test_a_planted_study_is_recovered_at_the_stated_rate(tmp_path: Path) -> None
 def test_verdicts_follow_the_planted_truth(tmp_path: Path) -> None:
     planted.write_study(tmp_path, {"hellaswag": 0.99, "rte": 0.0}, seed=3, items=600, spread=1.0)
     found = {
-        v.benchmark: v for v in analyse(load_panel(tmp_path), Options()).verdicts if v.quantity == "accuracy"
+        v.benchmark: v
+        for v in analyse(load_panel(tmp_path), CorrelateOptions()).verdicts
+        if v.quantity == "accuracy"
     }
     assert found["hellaswag"].verdict == "reliable" and "n = 9" in found["hellaswag"].because
     assert found["rte"].verdict in ("undecided", "unreliable", "scale-dependent")

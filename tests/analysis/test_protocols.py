@@ -24,11 +24,11 @@ from evalengine.analysis.protocols.effects import (
 )
 from evalengine.analysis.protocols.matrices import by_chance, matrices
 from evalengine.analysis.protocols.matrices import rows as matrix_rows
-from evalengine.analysis.protocols.protocol import Study
+from evalengine.analysis.protocols.protocol import StudyData
 from evalengine.analysis.protocols.transfer import category_transfer, transfer
 from evalengine.analysis.protocols.true_regret import TOP1_JUDGED
 from evalengine.analysis.statistics.bootstrap import draw_resamples, enumerate_resamples
-from evalengine.analysis.study import Options, analyse, fixed_data
+from evalengine.analysis.study import CorrelateOptions, analyse, fixed_data
 from evalengine.errors import UserError
 
 CATEGORY = {"a1": "Science", "a2": "Science", "a3": "Science", "b1": "NLI", "b2": "NLI", "c1": "Semantic"}
@@ -141,7 +141,7 @@ def test_matrices_and_their_similarity(setup) -> None:
 
 def test_matrices_in_blocks_are_the_same_rows(setup, monkeypatch: pytest.MonkeyPatch) -> None:
     _, data, _ = setup
-    study = Study(data, draw_resamples(9, 100, seed=3), Options())
+    study = StudyData(data, draw_resamples(9, 100, seed=3), CorrelateOptions())
     whole = {(*row[:6], row.contrast): row for row in matrix_rows(study)}
     monkeypatch.setattr("evalengine.analysis.protocols.matrices.BLOCK_BYTES", 4 * 110 * 8)  # four pairs of 15
     parts = matrix_rows(study)
@@ -155,7 +155,7 @@ def test_the_matrix_says_how_many_intervals_exclude_zero_by_chance() -> None:
     """With nothing planted, as many of the 30 pairs of different benchmarks as the sentence says, give or take."""
     shares = []
     for seed in range(6):
-        rows = analyse(make(seed, scales=("1B",)), Options(bootstrap=400)).tables["matrices"]
+        rows = analyse(make(seed, scales=("1B",)), CorrelateOptions(bootstrap=400)).tables["matrices"]
         cross = [row for row in rows if row.protocol == "matrix_cross" and row.quantity == "accuracy"]
         off = [row for row in cross if row.name != row.other]
         found = sum(row.low > 0 or row.high < 0 for row in off)
@@ -382,7 +382,7 @@ def test_an_interval_without_width_gives_way_or_is_said() -> None:
         for stage, x in (("pt", same), ("sft", after)):
             cells.append(cell("1B", f"m{m}", stage, 0.1 + 0.1 * x[m], name))
     panel = assemble(cells, None)
-    options = Options(interval="jackknife", statistic="kendall")
+    options = CorrelateOptions(interval="jackknife", statistic="kendall")
     rows = {row.name: row for row in analyse(panel, options).tables["transfer"] if not row.contrast}
     tau = [
         st.kendalltau(np.delete(same, m), np.delete(panel.values["accuracy"][0, 1, :, 0], m))[0]
@@ -401,7 +401,7 @@ def test_scale_contrast_uses_the_same_resamples() -> None:
     same = panel.values["accuracy"].copy()
     same[1] = same[0]  # the two scales are equal, so every resample's difference is zero
     panel = assemble_like(panel, same)
-    rows = analyse(panel, Options()).tables["transfer"]
+    rows = analyse(panel, CorrelateOptions()).tables["transfer"]
     contrast = [row for row in rows if row.contrast == "scale" and row.quantity == "accuracy"]
     assert len(contrast) == 6 + 4
     assert all((row.estimate, row.low, row.high) == (0.0, 0.0, 0.0) for row in contrast)
@@ -419,7 +419,7 @@ def assemble_like(panel: Panel, accuracy: np.ndarray) -> Panel:
 @pytest.mark.parametrize("statistic", ["spearman", "kendall"])
 def test_other_statistics_run_through_all_protocols(statistic: str) -> None:
     panel = make()
-    tables = analyse(panel, Options(statistic=statistic, bootstrap=200)).tables
+    tables = analyse(panel, CorrelateOptions(statistic=statistic, bootstrap=200)).tables
     oracle = st.spearmanr if statistic == "spearman" else st.kendalltau
     row = next(x for x in tables["transfer"] if (x.scale, x.quantity, x.name) == ("1B", "accuracy", "b2"))
     x = panel.values["accuracy"][1, :, :, 4]
@@ -433,7 +433,7 @@ def test_constant_missing_and_few(setup) -> None:
     x[0, 1, :, 0] = 0.25  # constant after
     x[0, 0, 2, 1] = np.nan  # one mixture missing
     x[0, 0, 2:8, 2] = np.nan  # three mixtures left
-    rows = analyse(assemble_like(panel, x), Options(bootstrap=500)).tables["transfer"]
+    rows = analyse(assemble_like(panel, x), CorrelateOptions(bootstrap=500)).tables["transfer"]
     at = {(row.scale, row.name): row for row in rows if row.protocol == "transfer"}
     assert np.isnan(at["240M", "a1"].estimate) and "sft is 0.25 for every mixture" in at["240M", "a1"].note
     keep = np.arange(9) != 2
@@ -460,12 +460,12 @@ def test_a_benchmark_that_few_of_the_mixtures_have_says_so() -> None:
 def test_options_are_checked() -> None:
     panel = make()
     for options, said in (
-        (Options(interval="magic"), "no interval 'magic'"),
-        (Options(statistic="eta"), "no statistic 'eta'"),
-        (Options(interval="fisher", statistic="kendall"), "Fisher's z is an interval for Pearson"),
-        (Options(level=2.0), "--level 2.0"),
-        (Options(resample="items"), "imported results hold no items"),
-        (Options(resample="items", bootstrap="exact"), "cannot be resampled exactly"),
+        (CorrelateOptions(interval="magic"), "no interval 'magic'"),
+        (CorrelateOptions(statistic="eta"), "no statistic 'eta'"),
+        (CorrelateOptions(interval="fisher", statistic="kendall"), "Fisher's z is an interval for Pearson"),
+        (CorrelateOptions(level=2.0), "--level 2.0"),
+        (CorrelateOptions(resample="items"), "imported results hold no items"),
+        (CorrelateOptions(resample="items", bootstrap="exact"), "cannot be resampled exactly"),
     ):
         with pytest.raises(UserError, match=said):
             analyse(panel, options)
@@ -477,7 +477,7 @@ def test_one_mixture_that_differs_is_no_correlation(setup) -> None:
     x = panel.values["accuracy"].copy()
     x[0, :, :, 0] = 0.25
     x[0, :, 4, 0] = 0.75
-    tables = analyse(assemble_like(panel, x), Options()).tables
+    tables = analyse(assemble_like(panel, x), CorrelateOptions()).tables
     row = next(r for r in tables["transfer"] if (r.scale, r.name) == ("240M", "a1"))
     assert np.isnan([row.estimate, row.low, row.high, row.p, row.q]).all()
     assert "only 2 different values over 9 mixtures" in row.note

@@ -10,7 +10,7 @@ from test_protocols import make
 
 from evalengine.analysis.data.mixtures import Mixtures
 from evalengine.analysis.estimates.tables import Row
-from evalengine.analysis.study import Options, analyse, curve_rows
+from evalengine.analysis.study import CorrelateOptions, analyse, curve_rows
 
 KINDS = ("", "bca_", "percentile_", "basic_", "fisher_")
 
@@ -45,7 +45,7 @@ def test_every_interval_lies_in_the_range_of_its_statistic(interval: str, block:
         {"code share": {m: k % 3 / 3 for k, m in enumerate(panel.mixtures)}},
         {"source": labels, "web_source": labels},
     )
-    options = Options(bootstrap=500, interval=interval, block=block)
+    options = CorrelateOptions(bootstrap=500, interval=interval, block=block)
     tables = analyse(panel, options, mixtures).tables
     checked, at_the_end = 0, set()
     for row in (row for rows in tables.values() for row in rows):
@@ -69,7 +69,7 @@ def test_a_jackknife_interval_of_a_difference_of_correlations_ends_at_two() -> N
     x = panel.values["accuracy"]
     x[0, 1, :, 0] = 1.0 - x[0, 0, :, 0]
     x[1, 0, :, 0] = x[1, 1, :, 0] + 0.05 * rng.normal(size=9)
-    rows = analyse(panel, Options()).tables["transfer"]
+    rows = analyse(panel, CorrelateOptions()).tables["transfer"]
     (row,) = (
         r for r in rows if (r.quantity, r.name, r.contrast) == ("accuracy", panel.benchmarks[0], "scale")
     )

@@ -16,12 +16,12 @@ from evalengine.analysis.data.items import read_store
 from evalengine.analysis.data.panel import load_panel
 from evalengine.analysis.estimates.groups import Data, Group, Label, Statistic
 from evalengine.analysis.estimates.tables import Row
-from evalengine.analysis.figure import File, Heading, Intervals
+from evalengine.analysis.figure import File, Heading, IntervalPlot
 from evalengine.analysis.protocols import registry
 from evalengine.analysis.protocols.protocol import Protocol
 from evalengine.analysis.report import report, summary
 from evalengine.analysis.results import load_results
-from evalengine.analysis.study import Options, analyse
+from evalengine.analysis.study import CorrelateOptions, analyse
 from evalengine.cli import main
 from evalengine.errors import UserError
 from evalengine.store import metrics
@@ -51,7 +51,7 @@ GAIN = Protocol(
     shown=lambda results: [
         Heading("Gain"),
         f"{len(results.rows('gain'))} rows",
-        File("gain", Intervals(results.rows("gain"), label)),
+        File("gain", IntervalPlot(results.rows("gain"), label)),
     ],
     claims=lambda results: [Claim(SUPPORTED, f"{len(results.tables['gain'])} gains.")],
 )
@@ -62,7 +62,7 @@ def test_a_protocol_in_the_registry_is_everywhere(tmp_path: Path, monkeypatch: p
         monkeypatch.setattr(module, "PROTOCOLS", (*registry.PROTOCOLS, GAIN))
     planted.write_study(tmp_path / "scores", items=40)
     panel = load_panel(tmp_path / "scores")
-    analyse(panel, Options()).write(tmp_path)
+    analyse(panel, CorrelateOptions()).write(tmp_path)
     stored = json.loads((tmp_path / "gain.json").read_text())
     x_TMB = panel.values["accuracy"][panel.scales.index("1B")]
     expected = dict(zip(panel.benchmarks, (x_TMB[1] - x_TMB[0]).mean(axis=0), strict=True))

@@ -16,13 +16,13 @@ import pytest
 
 from evalengine.analysis.data.mixtures import from_sources
 from evalengine.analysis.data.panel import load_panel
-from evalengine.analysis.figure import Intervals
+from evalengine.analysis.figure import IntervalPlot
 from evalengine.analysis.report.drawing import svg
 from evalengine.analysis.report.report import write_figures, write_latex, write_report
 from evalengine.analysis.report.style import styled
 from evalengine.analysis.report.summary import summarise
 from evalengine.analysis.results import OTHERS, load_results
-from evalengine.analysis.study import Options, analyse
+from evalengine.analysis.study import CorrelateOptions, analyse
 from evalengine.analysis.together import checksums
 from evalengine.benchmarks.catalogue import BENCHMARKS
 from evalengine.cli import main
@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(1)
     truth = {name: float(rng.uniform(-0.2, 0.98)) for name in CATEGORIES}
     planted.write_study(root / "scores", truth, items=120, categories=CATEGORIES)
-    analysis = analyse(load_panel(root / "scores"), Options(), from_sources(SHARES))
+    analysis = analyse(load_panel(root / "scores"), CorrelateOptions(), from_sources(SHARES))
     analysis.write(root / "analysis")
     write_report(root / "analysis", root / "analysis")
     return root / "analysis"
@@ -166,7 +166,7 @@ def test_names_are_not_taken_for_formulas(folder: Path) -> None:
     results = load_results(folder)
     rows = [row._replace(name=r"$\frac$") for row in results.rows("coherence")]
     with styled():
-        assert r"$\frac$" in svg(results.method, Intervals(rows, lambda row: row.name), "coherence")
+        assert r"$\frac$" in svg(results.method, IntervalPlot(rows, lambda row: row.name), "coherence")
 
 
 def test_n_is_that_of_the_estimates_shown(folder: Path) -> None:
@@ -176,7 +176,7 @@ def test_n_is_that_of_the_estimates_shown(folder: Path) -> None:
     lost = rows[0]._replace(estimate=math.nan, low=math.nan, high=math.nan, n=0)
     with styled():
         drawn = svg(
-            results.method, Intervals([lost, *rows[1:]], lambda row: f"{row.category}, {row.name}"), ""
+            results.method, IntervalPlot([lost, *rows[1:]], lambda row: f"{row.category}, {row.name}"), ""
         )
     assert "n = 9" in drawn and "n = 0" not in drawn
 
@@ -206,7 +206,7 @@ def test_the_scale_of_fewest_mixtures_is_the_one_to_be_warned_of(tmp_path: Path)
     names = [f"m{k}" for k in range(22)]
     skip = [f"1B-{name}-{stage}" for name in names[5:] for stage in ("pt", "sft")]
     planted.write_study(tmp_path / "s", {"rte": 0.5, "piqa": 0.5}, items=40, mixtures=names, skip=skip)
-    analyse(load_panel(tmp_path / "s"), Options(bootstrap=300)).write(tmp_path)
+    analyse(load_panel(tmp_path / "s"), CorrelateOptions(bootstrap=300)).write(tmp_path)
     found = summarise(load_results(tmp_path))
     assert any(line.startswith("There are 5 mixtures at 1B. ") for line in found["caution"])
     page = write_report(tmp_path, tmp_path).read_text()
@@ -247,7 +247,7 @@ def test_a_report_leaves_nothing_of_an_earlier_one(folder: Path, tmp_path: Path)
     (tables / "mine.tex").touch()
     write_latex(folder, tables)
     assert (drawn / "mixture_effect.svg").is_file() and (tables / "accuracy_240M.tex").is_file()
-    fewer = analyse(load_panel(folder.parent / "scores"), Options("300"))
+    fewer = analyse(load_panel(folder.parent / "scores"), CorrelateOptions("300"))
     fewer._replace(method={**fewer.method, "scales": ["1B"]}).write(tmp_path / "fewer")
     figures = write_figures(tmp_path / "fewer", drawn, ["png"])
     assert {path.name for path in drawn.glob("[!.]*")} == {path.name for path in figures} | {"mine.png"}
@@ -276,7 +276,7 @@ def test_report_of_undefined_values(tmp_path: Path) -> None:
     planted.write_study(
         tmp_path / "s", {"rte": 0.5, "cb": 0.5}, items=40, scales=["1B"], categories=CATEGORIES, choices=1
     )
-    analysis = analyse(load_panel(tmp_path / "s"), Options())
+    analysis = analyse(load_panel(tmp_path / "s"), CorrelateOptions())
     assert all(math.isnan(r.estimate) for r in analysis.tables["transfer"])
     single = [r for r in analysis.tables["transfer"] if r.protocol == "transfer" and not r.contrast]
     assert single and all("no spread" in r.note for r in single)

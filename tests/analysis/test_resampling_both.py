@@ -12,7 +12,7 @@ from evalengine.analysis.estimates.item_bootstrap import item_data
 from evalengine.analysis.protocols.transfer import transfer
 from evalengine.analysis.statistics.bootstrap import count_draws, draw_resamples
 from evalengine.analysis.statistics.correlation import Sample, correlate
-from evalengine.analysis.study import Options, analyse
+from evalengine.analysis.study import CorrelateOptions, analyse
 
 OF = {"pearson": st.pearsonr, "spearman": st.spearmanr, "kendall": st.kendalltau}
 COUNT = 150
@@ -70,7 +70,9 @@ def test_data_of_each_column_with_ties_and_missing_mixtures(statistic: str, mixt
 
 @pytest.mark.parametrize("statistic", ["spearman", "kendall"])
 def test_intervals_of_both_are_percentiles_of_the_columns(panel: Panel, statistic: str) -> None:
-    options = Options(bootstrap=COUNT, resample="both", statistic=statistic, seed=3, interval="percentile")
+    options = CorrelateOptions(
+        bootstrap=COUNT, resample="both", statistic=statistic, seed=3, interval="percentile"
+    )
     table = analyse(panel, options).tables["transfer"]
     rows = {r.name: r for r in table if r.quantity == "accuracy" and not r.contrast}
     found = transfer(item_data(panel, COUNT, 3, statistic, mixtures=True)[0], "accuracy").values["1B"]

@@ -17,7 +17,7 @@ from evalengine.analysis.protocols.scatter import scatters
 from evalengine.analysis.protocols.transfer import shown
 from evalengine.analysis.report.scatter_drawing import labels, place_labels
 from evalengine.analysis.results import load_results
-from evalengine.analysis.study import Options, analyse
+from evalengine.analysis.study import CorrelateOptions, analyse
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def study(tmp_path_factory: pytest.TempPathFactory):
     root = tmp_path_factory.mktemp("scatter")
     planted.write_study(root / "scores", items=80, skip=["1B-V2P1-sft"])
     panel = load_panel(root / "scores")
-    analyse(panel, Options("200")).write(root / "analysis")
+    analyse(panel, CorrelateOptions("200")).write(root / "analysis")
     return panel, load_results(root / "analysis")
 
 
@@ -50,7 +50,7 @@ def test_points_and_bars(study, quantity: str) -> None:
 def test_bars_within_blocks_are_the_noise_within_blocks(study, tmp_path: Path) -> None:
     panel, _ = study
     labels = {m: m[:2] for m in panel.mixtures}
-    options = Options("200", block="web_source")
+    options = CorrelateOptions("200", block="web_source")
     analyse(panel, options, Mixtures({}, {"web_source": labels})).write(tmp_path)
     block = np.array([int(m[1]) for m in panel.mixtures])
     for b, one in enumerate(scatters(load_results(tmp_path), "accuracy", "1B").rows):

@@ -20,7 +20,7 @@ from evalengine.analysis.protocols.seeds import components
 from evalengine.analysis.report import report
 from evalengine.analysis.statistics.bootstrap import draw_resamples, jackknife_t
 from evalengine.analysis.statistics.latent import pooled
-from evalengine.analysis.study import Options, analyse
+from evalengine.analysis.study import CorrelateOptions, analyse
 from evalengine.cli import main
 from evalengine.errors import UserError
 
@@ -55,7 +55,7 @@ def test_runs_are_averaged_as_by_hand() -> None:
     assert len(panel.mixtures) == 9 and panel.notes == ("3 runs of each mixture are averaged",)
     assert np.allclose(panel.values["accuracy"], mean.values["accuracy"], rtol=1e-12)
     assert not mean.runs and not mean.notes
-    found, by_hand = (analyse(p, Options(bootstrap=500)).tables for p in (panel, mean))
+    found, by_hand = (analyse(p, CorrelateOptions(bootstrap=500)).tables for p in (panel, mean))
     for row, other in zip(found["transfer"], by_hand["transfer"], strict=True):
         assert (row.estimate, row.low, row.high, row.p) == pytest.approx(
             (other.estimate, other.low, other.high, other.p)
@@ -180,7 +180,7 @@ def test_inherited_seeds_look_like_transfer_and_are_subtracted() -> None:
 
 def test_the_table_and_the_report_of_three_seeds(tmp_path: Path) -> None:
     x = 0.5 + 0.05 * drawn(np.random.default_rng(2), 0.6, (4, 9, 3))
-    analysis = analyse(assemble(cells_of(x), None), Options(bootstrap=500))
+    analysis = analyse(assemble(cells_of(x), None), CorrelateOptions(bootstrap=500))
     rows = {(r.name, r.other): r for r in analysis.tables["seeds"]}
     direct = components(x[1], np.full((9, 1), 1 / 9))
     assert rows["b1", "seeds' share pt"].estimate == pytest.approx(direct.share_2C[0, 0])

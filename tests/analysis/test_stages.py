@@ -12,7 +12,7 @@ from evalengine.analysis.data.panel import Cell, assemble, load_panel
 from evalengine.analysis.protocols.stages import pairs
 from evalengine.analysis.protocols.transfer_tests import swap_p
 from evalengine.analysis.report import report
-from evalengine.analysis.study import Options, analyse
+from evalengine.analysis.study import CorrelateOptions, analyse
 from evalengine.cli import main
 from evalengine.errors import UserError
 
@@ -46,19 +46,19 @@ def test_pairs() -> None:
 
 def test_every_pair_is_the_analysis_of_these_two_alone() -> None:
     cells = cells_of(values(4), STAGES)
-    tables = analyse(assemble(cells, STAGES), Options()).tables
+    tables = analyse(assemble(cells, STAGES), CorrelateOptions()).tables
     stages = [r for r in tables["stages"] if not r.contrast]
     found = {(r.protocol, r.scale, r.category, r.name, r.other): r for r in stages}
     seen = 0
     for t, u in pairs(4):
         pair = (STAGES[t], STAGES[u])
-        for row in analyse(assemble(cells, pair), Options()).tables["transfer"]:
+        for row in analyse(assemble(cells, pair), CorrelateOptions()).tables["transfer"]:
             if not row.contrast:
                 key = (row.protocol, row.scale, row.category, row.name, ",".join(pair))
                 assert list(found[key]._replace(other="")) == pytest.approx(list(row), nan_ok=True)
                 seen += 1
     assert seen == len([key for key in found if key[0] in ("transfer", "category_transfer")]) == 6 * 2 * 6
-    both = analyse(assemble(cells, ("pt", "rl")), Options()).tables
+    both = analyse(assemble(cells, ("pt", "rl")), CorrelateOptions()).tables
     assert list(map(repr, tables["transfer"])) == list(map(repr, both["transfer"]))  # equal, NaN to NaN
     assert both["stages"] == []
 
@@ -67,7 +67,7 @@ def test_later_stages_are_compared_over_common_benchmarks() -> None:
     x = values(4, scales=1)
     x[0, 2, :, 1] = 0.25  # siqa has no r with dpo
     panel = assemble(cells_of(x, STAGES), STAGES)
-    rows = [r for r in analyse(panel, Options()).tables["stages"] if r.contrast == "stage"]
+    rows = [r for r in analyse(panel, CorrelateOptions()).tables["stages"] if r.contrast == "stage"]
     assert {(r.other, r.minus) for r in rows} == {
         ("pt,dpo", "pt,sft"), ("pt,rl", "pt,sft"), ("pt,rl", "pt,dpo"),
     }  # fmt: skip
@@ -107,7 +107,7 @@ def test_a_difference_between_two_stages_is_found() -> None:
 def test_with_more_than_six_later_stages_none_are_compared() -> None:
     stages = tuple(str(1000 * t) for t in range(8))
     panel = assemble(cells_of(values(8, scales=1), stages), stages)
-    assert not [r for r in analyse(panel, Options()).tables["stages"] if r.contrast]
+    assert not [r for r in analyse(panel, CorrelateOptions()).tables["stages"] if r.contrast]
 
 
 def test_a_mixture_that_lacks_a_stage_is_left_out_of_its_pairs() -> None:
@@ -118,7 +118,7 @@ def test_a_mixture_that_lacks_a_stage_is_left_out_of_its_pairs() -> None:
     assert panel.stages == ("pt", "dpo") and "m5" not in panel.mixtures
     assert any("no dpo checkpoint for m5; left out" in note for note in panel.notes)
     assert "scale 240M: no sft checkpoint for m2; left out of the pairs with sft" in panel.notes
-    rows = analyse(panel, Options()).tables["stages"]
+    rows = analyse(panel, CorrelateOptions()).tables["stages"]
     rows = [r for r in rows if (r.protocol, r.name, r.contrast) == ("transfer", "rte", "")]
     n = {r.other: r.n for r in rows}
     assert n == {"pt,sft": 7, "pt,dpo": 7, "sft,dpo": 6}
@@ -129,7 +129,7 @@ def test_a_mixture_that_lacks_a_stage_is_left_out_of_its_pairs() -> None:
 
 def test_levels_are_means_over_mixtures_and_benchmarks() -> None:
     x = values(3, scales=1)
-    rows = analyse(assemble(cells_of(x, STAGES[:3]), STAGES[:3]), Options()).tables["stages"]
+    rows = analyse(assemble(cells_of(x, STAGES[:3]), STAGES[:3]), CorrelateOptions()).tables["stages"]
     found = {(r.category, r.other): r for r in rows if r.protocol == "stage_mean"}
     for t, stage in enumerate(STAGES[:3]):
         assert found["Commonsense", stage].estimate == pytest.approx(x[0, t, :, :2].mean())
@@ -142,7 +142,7 @@ def test_levels_are_of_the_benchmarks_that_every_stage_has() -> None:
     """A benchmark that the stage in between was not scored on would move the mean of that stage alone."""
     x = values(3, scales=1)
     cells = [c for c in cells_of(x, STAGES[:3]) if (c.stage, c.benchmark) != (STAGES[1], "piqa")]
-    rows = analyse(assemble(cells, STAGES[:3]), Options(bootstrap=100)).tables["stages"]
+    rows = analyse(assemble(cells, STAGES[:3]), CorrelateOptions(bootstrap=100)).tables["stages"]
     found = {(r.category, r.other): r for r in rows if r.protocol == "stage_mean"}
     for t, stage in enumerate(STAGES[:3]):
         row = found["All", stage]
@@ -161,7 +161,7 @@ def test_stages_are_named_once_and_exist() -> None:
 
 
 def test_the_report_shows_curves_and_tables(tmp_path: Path) -> None:
-    analyse(assemble(cells_of(values(4), STAGES), STAGES), Options(bootstrap=300)).write(tmp_path)
+    analyse(assemble(cells_of(values(4), STAGES), STAGES), CorrelateOptions(bootstrap=300)).write(tmp_path)
     html = report.write_report(tmp_path, tmp_path).read_text()
     assert "<h2>Stages</h2>" in html and "pt → sft → dpo → rl" in html
     assert (
@@ -182,10 +182,10 @@ def test_pythia_over_its_steps(real_data: Path, tmp_path: Path) -> None:
     assert main(["import", str(table), *given, *where, "--out", str(tmp_path / "i")]) == 0
     steps = ("512", "1000", "3000", "13000", "143000")
     panel = load_panel(tmp_path / "i", stages=steps)
-    rows = analyse(panel, Options()).tables["stages"]
+    rows = analyse(panel, CorrelateOptions()).tables["stages"]
     single = [r for r in rows if r.protocol == "transfer" and not r.contrast]
     assert len(single) == len(pairs(5)) * len(panel.benchmarks) * len(panel.scales)
     late = next(r for r in single if (r.scale, r.name, r.other) == ("1", "sciq", "13000,143000"))
-    alone = analyse(load_panel(tmp_path / "i", stages=steps[-2:]), Options()).tables["transfer"]
+    alone = analyse(load_panel(tmp_path / "i", stages=steps[-2:]), CorrelateOptions()).tables["transfer"]
     same = next(r for r in alone if (r.scale, r.name) == ("1", "sciq"))
     assert list(late._replace(other="")) == pytest.approx(list(same), nan_ok=True)

@@ -13,7 +13,7 @@ import scipy.stats as st
 
 from evalengine.analysis.data.panel import load_panel
 from evalengine.analysis.protocols import decisions, noise, true_decisions
-from evalengine.analysis.protocols.protocol import Study
+from evalengine.analysis.protocols.protocol import StudyData
 from evalengine.analysis.report.report import page
 from evalengine.analysis.results import load_results
 from evalengine.analysis.statistics.bootstrap import (
@@ -24,7 +24,7 @@ from evalengine.analysis.statistics.bootstrap import (
 )
 from evalengine.analysis.statistics.correlation import Sample
 from evalengine.analysis.statistics.latent import latent_r, pooled
-from evalengine.analysis.study import Options, analyse, fixed_data
+from evalengine.analysis.study import CorrelateOptions, analyse, fixed_data
 
 M = 9
 
@@ -117,14 +117,14 @@ def test_intervals_of_benchmarks_hold_what_was_planted(reliability: float) -> No
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+def study(tmp_path_factory: pytest.TempPathFactory) -> StudyData:
     folder = tmp_path_factory.mktemp("decisions")
     planted.write_study(folder, dict.fromkeys(planted.BENCHMARKS, 0.9), items=300)
     plan = draw_resamples(M, 200, 0)
-    return Study(fixed_data(load_panel(folder), plan, "pearson"), plan, Options())
+    return StudyData(fixed_data(load_panel(folder), plan, "pearson"), plan, CorrelateOptions())
 
 
-def test_rows_are_the_formulas_of_what_was_measured(study: Study) -> None:
+def test_rows_are_the_formulas_of_what_was_measured(study: StudyData) -> None:
     rows = list(true_decisions.rows(study, "accuracy", true_decisions.known_noise(study, "accuracy")))
     known = noise.measured(study.data, "accuracy", "1B")
     at = {(r.category, r.name, r.other): r for r in rows if r.scale == "1B"}
@@ -151,15 +151,15 @@ def test_rows_are_the_formulas_of_what_was_measured(study: Study) -> None:
     assert at["All", "mean of 5", true_decisions.LOSS_JUDGED].low >= 0.0
 
 
-def test_without_items_or_their_number_nothing_is_corrected(study: Study) -> None:
+def test_without_items_or_their_number_nothing_is_corrected(study: StudyData) -> None:
     bare = replace(study.panel, items=(), n_items=np.zeros(5, dtype=np.int64))
     data = fixed_data(bare, study.plan, "pearson")
-    study = Study(data, study.plan, Options())
+    study = StudyData(data, study.plan, CorrelateOptions())
     assert list(true_decisions.rows(study, "accuracy", true_decisions.known_noise(study, "accuracy"))) == []
 
 
-def test_the_report_shows_them_beside_the_measured_ones(study: Study, tmp_path: Path) -> None:
-    analyse(study.panel, Options(bootstrap=200)).write(tmp_path)
+def test_the_report_shows_them_beside_the_measured_ones(study: StudyData, tmp_path: Path) -> None:
+    analyse(study.panel, CorrelateOptions(bootstrap=200)).write(tmp_path)
     results = load_results(tmp_path)
     html = page(results)
     assert "Without item noise" in html
@@ -183,7 +183,7 @@ def test_pairs_tied_at_both_stages_are_no_decisions() -> None:
     assert np.isnan(alike).all()
 
 
-def test_a_benchmark_on_which_all_mixtures_tie_is_named(study: Study) -> None:
+def test_a_benchmark_on_which_all_mixtures_tie_is_named(study: StudyData) -> None:
     accuracy = study.panel.values["accuracy"].copy()
     accuracy[0, :, :, 0] = 0.25
     panel = replace(study.panel, values={"accuracy": accuracy})

@@ -14,13 +14,13 @@ from evalengine.analysis.data.panel import load_panel
 from evalengine.analysis.estimates.groups import Label, Note
 from evalengine.analysis.protocols import noise, true_regret
 from evalengine.analysis.protocols.noise import ItemNoise, Measured
-from evalengine.analysis.protocols.protocol import Study
+from evalengine.analysis.protocols.protocol import StudyData
 from evalengine.analysis.protocols.true_decisions import TABLE, known_noise
 from evalengine.analysis.protocols.true_regret import REGRET, REGRET_JUDGED, TOP1_JUDGED, regret
 from evalengine.analysis.report.report import page
 from evalengine.analysis.results import load_results
 from evalengine.analysis.statistics.bootstrap import draw_resamples
-from evalengine.analysis.study import Options, analyse, fixed_data
+from evalengine.analysis.study import CorrelateOptions, analyse, fixed_data
 
 
 def measured(value_2M: np.ndarray, noise_22: np.ndarray) -> Measured:
@@ -155,14 +155,14 @@ def test_noise_alone_has_no_posterior() -> None:
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+def study(tmp_path_factory: pytest.TempPathFactory) -> StudyData:
     folder = tmp_path_factory.mktemp("regret")
     planted.write_study(folder, dict.fromkeys(planted.BENCHMARKS, 0.9), items=300)
     plan = draw_resamples(9, 200, 0)
-    return Study(fixed_data(load_panel(folder), plan, "pearson"), plan, Options())
+    return StudyData(fixed_data(load_panel(folder), plan, "pearson"), plan, CorrelateOptions())
 
 
-def test_rows_average_the_posteriors(study: Study) -> None:
+def test_rows_average_the_posteriors(study: StudyData) -> None:
     rows = {
         (r.scale, r.category, r.name, r.other): r
         for r in true_regret.rows(study, "accuracy", known_noise(study, "accuracy"))
@@ -189,7 +189,7 @@ def test_rows_average_the_posteriors(study: Study) -> None:
     assert best.estimate == pytest.approx(np.mean([one.best for one in found])) and math.isnan(best.low)
 
 
-def test_a_mean_above_its_interval_is_explained(study: Study) -> None:
+def test_a_mean_above_its_interval_is_explained(study: StudyData) -> None:
     few_D = np.where(np.arange(1000) < 20, 0.5, 0.0)
     draws = true_regret.Regret(few_D, np.linspace(0.0, 0.1, 1000), 0.98)
     judged, true, _ = true_regret._rows(study, "accuracy", "1B", Label("NLI", "rte"), [draws], 9, Note())
@@ -197,8 +197,8 @@ def test_a_mean_above_its_interval_is_explained(study: Study) -> None:
     assert true.low < true.estimate < true.high and not true.note
 
 
-def test_the_report_shows_it(study: Study, tmp_path: Path) -> None:
-    analyse(study.panel, Options(bootstrap=200)).write(tmp_path)
+def test_the_report_shows_it(study: StudyData, tmp_path: Path) -> None:
+    analyse(study.panel, CorrelateOptions(bootstrap=200)).write(tmp_path)
     results = load_results(tmp_path)
     html = page(results)
     (row,) = results.rows("decisions", protocol=TABLE, scale="1B", category="All", other=REGRET_JUDGED)

@@ -78,7 +78,7 @@ def test_imported_results(place: Path, seed: int, forged: bool) -> None:
     folder = place / "imported"
     good = [
         imported.Result(
-            items.Checkpoint(f"1M-{m}-{s}", "1M", m, s), "piqa", "accuracy", 0.5, 10, 0.1, folder, "acc"
+            items.CheckpointLabels(f"1M-{m}-{s}", "1M", m, s), "piqa", "accuracy", 0.5, 10, 0.1, folder, "acc"
         )
         for m in "abcde"
         for s in ("pt", "sft")
