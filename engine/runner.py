@@ -13,32 +13,20 @@ One bad checkpoint does not stop the others: its reason is kept, shown at the en
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import os
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
-
-from evalengine import console, events, store
+from evalengine import events, store
 from evalengine.backends import Models
 from evalengine.checkpoints import check_unchanged, reading
 from evalengine.checkpoints.resolve import ReadAhead
-from evalengine.errors import UserError
-from evalengine.events import Display, Emit, Outcome, Outcomes, to_all
+from evalengine.events import Emit, Outcome
 from evalengine.groups import CheckpointGroup, keep, pending_of
-from evalengine.plan.encoding import Encoded, OnProgress, Sequences, SequenceTooLarge
+from evalengine.plan.encoding import scores_of
 from evalengine.plan.plans import Planner
-from evalengine.resume import Asked, ScoreOptions
-from evalengine.untrusted import reason
-
-if TYPE_CHECKING:
-    from evalengine.benchmarks import Benchmark, ItemSet
-
-T = TypeVar("T")
+from evalengine.resume import Asked
+from evalengine.turns import finished, followed
 
 
 def run(
@@ -92,93 +80,3 @@ def _score(group: CheckpointGroup, asked: Asked, models: Models, planner: Planne
         wanted, _ = group.wanted(tasks)
         found = scores_of(partial(models.score, wanted), encoded, items.benchmark, advance)
         keep(group, tasks, encoded, found, models.notes, emit)
-
-
-@contextlib.contextmanager
-def followed(
-    groups: Sequence[CheckpointGroup], asked: Asked, on_event: Emit
-) -> Iterator[tuple[list[CheckpointGroup], Outcomes, Emit, console.Progress]]:
-    """Groups that can be scored, what becomes of all checkpoints, who is told of it, and the line of progress.
-
-    Those of a group that lacks something have failed.
-    """
-    every = [one for group in groups for one in group.every]
-    items, outcomes = sum(len(one.items) for one, _ in asked.item_sets), Outcomes(every)
-    with console.progress("scoring", len(every) * items, "items") as line:
-        emit = to_all(outcomes, Display(line, items), on_event)
-        for group in groups:
-            if group.lacks:
-                fail(group, group.lacks, emit)
-                finish(group, 0.0, emit)
-        yield [group for group in groups if not group.lacks], outcomes, emit, line
-
-
-@contextlib.contextmanager
-def finished(group: CheckpointGroup, emit: Emit) -> Iterator[None]:
-    """A group's turn: what is raised in it is the group's failure."""
-    started = time.monotonic()
-    try:
-        yield
-    except OSError:  # a full disk or a folder taken away concerns them all
-        raise
-    except Exception as error:
-        if os.environ.get("EVALENGINE_DEBUG") and not isinstance(error, UserError):
-            raise
-        fail(group, sentence(group.name, error), emit)
-    finish(group, time.monotonic() - started, emit)
-
-
-def fail(group: CheckpointGroup, why: str, emit: Emit) -> None:
-    for one in group.every:
-        emit(events.Failed(one.name, why))
-
-
-def finish(group: CheckpointGroup, seconds: float, emit: Emit) -> None:
-    """A group is done, after seconds that its checkpoints share."""
-    every = group.every
-    for one in every:
-        emit(events.Finished(one.name, seconds / len(every)))
-
-
-def scores_of(
-    score: Callable[[Sequences, OnProgress | None], T],
-    encoded: Encoded,
-    benchmark: str,
-    progress: OnProgress | None = None,
-) -> T:
-    """What `score` makes of a benchmark's sequences. Raises UserError, with the item's name where one alone is too large."""
-    try:
-        return score(encoded.sequences, progress)
-    except SequenceTooLarge as error:
-        choices = np.flatnonzero(encoded.sequence_C == error.sequence)
-        if not len(choices):
-            raise
-        item = encoded.item[int(np.searchsorted(encoded.choice_offset, choices[0], side="right")) - 1]
-        raise UserError(f"item {item} of {benchmark}: {error}") from None
-
-
-def load_item_sets(
-    benchmarks: Sequence[Benchmark], options: ScoreOptions, more: Sequence[tuple[ItemSet, str]] = ()
-) -> list[tuple[ItemSet, str]]:
-    """The items of every benchmark with the name of its default score; `more` behind them."""
-    from evalengine.benchmarks import load_items
-
-    o = options
-    loaded = [
-        load_items(b, o.data, variant=o.variant, limit=o.limit, seed=o.seed, fewshot=o.fewshot or 0)
-        for b in benchmarks
-    ]
-    names = [b.name for b in benchmarks]
-    if twice := [items.benchmark for items, _ in more if items.benchmark in names]:
-        raise UserError(
-            f"{twice[0]} is a benchmark and a task of lm-eval, which would be stored under one name: ask for one of them, or"
-            " for each with an --out of its own"
-        )
-    return [*zip(loaded, (b.default_score for b in benchmarks), strict=True), *more]
-
-
-def sentence(name: str, error: Exception) -> str:
-    """Why a checkpoint failed: a UserError's own words, or those of an error nobody foresaw."""
-    if isinstance(error, UserError):
-        return str(error)
-    return f"{name} stopped with an error of its own: {reason(error)} (EVALENGINE_DEBUG=1 shows where)"

@@ -73,6 +73,7 @@ def score(started: float, arguments: list[str]) -> dict[str, float]:
     from evalengine import runner
     from evalengine.checkpoints import resolve
     from evalengine.cli import main
+    from evalengine.cli import score as cli_score
     from evalengine.model import proof, torch_backend
     from evalengine.plan import plans
 
@@ -83,7 +84,7 @@ def score(started: float, arguments: list[str]) -> dict[str, float]:
         loads += 1
         return WEIGHTS
 
-    watch.watch(runner, "load_item_sets", lambda: ITEMS)
+    watch.watch(cli_score, "load_item_sets", lambda: ITEMS)
     for name in ("begin", "plan"):
         watch.watch(plans.Planner, name, lambda: TOKENS)
     watch.watch(resolve.ReadAhead, "identified", lambda: WEIGHTS)

@@ -17,11 +17,11 @@ from evalengine.store.metrics import METRICS, accuracy
 
 if TYPE_CHECKING:
     from evalengine.backends import BackendSpec
-    from evalengine.benchmarks import ItemSet
+    from evalengine.benchmarks import Benchmark, ItemSet
     from evalengine.cluster.pool import Cluster
     from evalengine.events import Outcome
     from evalengine.groups import CheckpointGroup
-    from evalengine.resume import Asked
+    from evalengine.resume import Asked, ScoreOptions
 
 
 def register(subparsers: Any) -> None:
@@ -169,7 +169,6 @@ def carry_out(args: argparse.Namespace, groups: Sequence[CheckpointGroup], asked
 
 def items_of(args: argparse.Namespace) -> Asked:
     """What the options of `add_items` ask for, into --out, which may be a URI until the store is opened."""
-    from evalengine import runner
     from evalengine.benchmarks import resolve
     from evalengine.resume import Asked, ScoreOptions
 
@@ -183,11 +182,31 @@ def items_of(args: argparse.Namespace) -> Asked:
         from evalengine.lm_eval.tasks import load_tasks
 
         more = load_tasks(args.lm_eval_tasks, limit=args.limit, seed=args.seed, fewshot=args.fewshot)
-    item_sets = runner.load_item_sets(benchmarks, options, more)
+    item_sets = load_item_sets(benchmarks, options, more)
     for items, default_score in item_sets:
         if METRICS[default_score].column == "loglik_uncond" and not args.pmi:
             raise UserError(f"{items.benchmark} is scored by {default_score}, which needs --pmi: add it")
     return Asked(item_sets, args.out, options)
+
+
+def load_item_sets(
+    benchmarks: Sequence[Benchmark], options: ScoreOptions, more: Sequence[tuple[ItemSet, str]] = ()
+) -> list[tuple[ItemSet, str]]:
+    """The items of every benchmark with the name of its default score; `more` behind them."""
+    from evalengine.benchmarks import load_items
+
+    o = options
+    loaded = [
+        load_items(b, o.data, variant=o.variant, limit=o.limit, seed=o.seed, fewshot=o.fewshot or 0)
+        for b in benchmarks
+    ]
+    names = [b.name for b in benchmarks]
+    if twice := [items.benchmark for items, _ in more if items.benchmark in names]:
+        raise UserError(
+            f"{twice[0]} is a benchmark and a task of lm-eval, which would be stored under one name: ask for one of them, or"
+            " for each with an --out of its own"
+        )
+    return [*zip(loaded, (b.default_score for b in benchmarks), strict=True), *more]
 
 
 def in_formats(item_sets: Sequence[tuple[ItemSet, str]], file: str, cue: str) -> list[tuple[ItemSet, str]]:

@@ -89,7 +89,7 @@ class Scorer:
         """
         import ray
 
-        from evalengine import runner
+        from evalengine.plan.encoding import scores_of
 
         try:
             following = () if ahead is None else ahead.members
@@ -103,7 +103,7 @@ class Scorer:
             self._progress()
             started = time.monotonic()
             score = partial(self._models.score, wanted)
-            scores = runner.scores_of(score, self._plans[ref], benchmark, self._progress)
+            scores = scores_of(score, self._plans[ref], benchmark, self._progress)
             return ScoredUnit(scores, time.monotonic() - started, load_s, tuple(self._models.notes))
         except Exception as error:
             self._loaded = ()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from evalengine import __version__, console, runner, store
+from evalengine import __version__, console, store, turns
 from evalengine.backends import BackendSpec
 from evalengine.checkpoints import Checkpoint
 from evalengine.cluster import connect
@@ -75,7 +75,7 @@ def run(
         spec, largest = placed(spec, need), max(len(group.members) for group in groups)
         arguments = (spec, need.cpus, asked.options.allow_pickle, __version__, largest)
         with (
-            runner.followed(groups, asked, on_event) as (whole, outcomes, emit, line),
+            turns.followed(groups, asked, on_event) as (whole, outcomes, emit, line),
             Pool(Scorer, arguments, need, cluster.workers) as pool,
         ):
             ClusterRun(whole, asked._replace(out=asked.out.resolve()), spec, emit, cluster.hang_s).go(
@@ -143,7 +143,7 @@ class ClusterRun:
             try:
                 plan = self._planned(state, items)
             except Exception as error:
-                self._fail(state, runner.sentence(state.name, error))
+                self._fail(state, turns.sentence(state.name, error))
                 continue
             self.plans[state.name, items.benchmark] = plan
             cost = len(plan.encoded.sequences.token_S) * max(state.size, 1.0)
@@ -264,12 +264,12 @@ class ClusterRun:
         if not state.finished:
             state.left = {}
             self.schedule.drop(state.name)
-            runner.fail(state.group, reason, self.emit)
+            turns.fail(state.group, reason, self.emit)
             self._finish(state)
 
     def _finish(self, state: State) -> None:
         if state.finished:
-            runner.finish(state.group, state.seconds, self.emit)
+            turns.finish(state.group, state.seconds, self.emit)
 
 
 def weight_size(checkpoint: Checkpoint, allow_pickle: bool) -> float:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from evalengine.benchmarks import ItemSet
     from evalengine.plan.chat import ChatFormat
 
+T = TypeVar("T")
 OnProgress = Callable[[float], None]  # called with numbers of sequences that are scored
 DEFAULT_WINDOW = 2048  # tokens, where neither the model nor its tokenizer states one
 CHUNK = 20_000  # texts per call of the tokenizer: bounds the memory of its Encoding objects
@@ -295,3 +296,20 @@ def window_of(config: Any) -> int:
         if isinstance(value, int) and value > 0:
             return value
     return 0
+
+
+def scores_of(
+    score: Callable[[Sequences, OnProgress | None], T],
+    encoded: Encoded,
+    benchmark: str,
+    progress: OnProgress | None = None,
+) -> T:
+    """What `score` makes of a benchmark's sequences. Raises UserError, with the item's name where one alone is too large."""
+    try:
+        return score(encoded.sequences, progress)
+    except SequenceTooLarge as error:
+        choices = np.flatnonzero(encoded.sequence_C == error.sequence)
+        if not len(choices):
+            raise
+        item = encoded.item[int(np.searchsorted(encoded.choice_offset, choices[0], side="right")) - 1]
+        raise UserError(f"item {item} of {benchmark}: {error}") from None

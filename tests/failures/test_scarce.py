@@ -18,7 +18,7 @@ from planted import write_study
 from tiny_study import STUDY
 
 import tiny_models
-from evalengine import console, files, runner
+from evalengine import console, files
 from evalengine.benchmarks import BENCHMARKS, load_items
 from evalengine.checkpoints import Checkpoint, resolve
 from evalengine.checkpoints.pretrained import Loaded, Pretrained
@@ -26,6 +26,7 @@ from evalengine.cli import main
 from evalengine.errors import UserError
 from evalengine.model.torch_backend import TorchBackend
 from evalengine.plan import plans
+from evalengine.plan.encoding import scores_of
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +211,7 @@ def scored(path: Path, world: Path, tokens: int | None) -> tuple[np.ndarray, lis
     narrow = Narrow(backend.model.base_model, tokens) if tokens else None
     items = load_items(BENCHMARKS["wic"], world / "bench")
     encoded = plans.Planner().plan(checkpoint, items)
-    scores = runner.scores_of(backend.score, encoded, "wic")
+    scores = scores_of(backend.score, encoded, "wic")
     return scores.loglik, backend.notes, narrow.failures if narrow else 0
 
 
