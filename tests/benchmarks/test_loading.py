@@ -199,6 +199,10 @@ def test_a_place_outside_its_text_is_refused(tmp_path: Path, name: str, change: 
         (b'{"premise": NaN}', "line 1: not valid JSON (NaN is not JSON)"),
         (b'\n{"premise": ', "line 2: not valid JSON"),
         (b'{"premise": "\xff"}', "line 1: not valid UTF-8 (byte 14)"),
+        (
+            b'{"premise": "x", "id": {"a": 1, "b": 2, "a": 3}}',
+            "line 1: not valid JSON (the key 'a' appears twice in one object)",
+        ),
         (b"[1, 2]", "line 1: expected a JSON object, got list"),
         (b"[" * 100_000, "line 1: not valid JSON (nested too deeply)"),
         (b"\n\n", "has no rows"),
