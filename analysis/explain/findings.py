@@ -135,8 +135,8 @@ def unchecked(study: Study) -> list[str]:
     if not given or not unknown:
         return []
     return [
-        f"{names(unknown, 12)}: the scores do not say by themselves of which rows they are (few-shot examples are part of what "
-        f"they say), so it is not checked that {given} holds the same ones"
+        f"{names(unknown, 12)}: the scores carry no hash of their rows alone, so it is not checked that {given} holds the same "
+        "rows (few-shot scores of an earlier version get one when the same `evalengine score` is run again)"
     ]
 
 

@@ -307,6 +307,14 @@ def test_exposures_of_other_items_are_refused(tmp_path: Path) -> None:
                 frequency.rows(study_of(tmp_path))
         else:
             frequency.rows(study_of(tmp_path))
+    # few-shot scores state the hash of their rows alone beside that of rows and examples
+    for path in (tmp_path / "scores").glob("*/rte.arrow"):
+        older = {**(store.read_metadata(path) or {}), "fewshot": "5", "data_hash": "of both"}
+        store.write(path, store.read(path), {**older, "rows_hash": "d"})
+    with pytest.raises(UserError, match=r"rte: .* counted for other items than were scored"):
+        frequency.rows(study_of(tmp_path))
+    write_exposure(tmp_path / "exposure", {"rte": ["i0"]}, [], replace(ABOUT, data={"rte": "d"}))
+    frequency.rows(study_of(tmp_path))
 
 
 @pytest.mark.parametrize("file", ["counts", "similarities"])

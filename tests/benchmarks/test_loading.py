@@ -337,7 +337,7 @@ def test_fewshot_puts_the_same_solved_train_items_before_every_context(small_wor
         texts = [f"{r.contexts[r.gold]} {r.choices[r.gold]}\n\n" for r in solved]
         assert prefix in {one + two for one in texts for two in texts if one != two}
         assert [item.id for item in plain.items] == [item.id for item in shots.items]
-        assert plain.data_hash != shots.data_hash
+        assert plain.data_hash != shots.data_hash and shots.rows_hash == plain.rows_hash == plain.data_hash
         assert load_items(BENCHMARKS[name], data, fewshot=2, seed=1) == shots
 
 
