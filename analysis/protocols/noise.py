@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -38,10 +38,10 @@ from evalengine.analysis.estimates.groups import (
     means_over,
 )
 from evalengine.analysis.estimates.tables import Row, plain_row
-from evalengine.analysis.figure import File, Folded, Heading, Part, Table, blocks, pivot
+from evalengine.analysis.figure import File, Folded, Heading, Part, Table, blocks, by, pivot
 from evalengine.analysis.protocols.protocol import Protocol, Study
 from evalengine.analysis.results import Results, with_interval
-from evalengine.analysis.statistics.bootstrap import Basis
+from evalengine.analysis.statistics.bootstrap import DEGENERATE_MOST, Basis
 from evalengine.analysis.statistics.correlation import (
     BlockNumbers,
     Sample,
@@ -318,7 +318,34 @@ def shown(results: Results) -> Iterator[Part]:
         "noise would leave of a perfect one; r without noise is the correlation that endless items would show."
     )
     yield File("noise", means_table(results))
-    yield Folded("Reliability of each benchmark", [File("reliability", benchmarks_table(results))])
+    of_ceilings = by([r for r in results.rows("reliability", other=CEILING) if r.n], lambda row: row.quantity)
+    blank = [
+        f"{quantity.capitalize()}: {said}"
+        for quantity, mine in of_ceilings.items()
+        if (said := no_ceiling(mine))
+    ]
+    yield Folded("Reliability of each benchmark", [File("reliability", benchmarks_table(results)), *blank])
+
+
+def no_ceiling(rows: Sequence[Row]) -> str:
+    """Why ceilings are blank, for those of `rows` without an estimate; "" where all or none are."""
+    blank = [row for row in rows if not math.isfinite(row.estimate)]
+    if len(blank) == len(rows):
+        return ""
+    every = by(rows, lambda row: row.name)
+    said = []
+    for why, mine in by(blank, _why_blank).items():
+        of = [
+            name if len(some) == len(every[name]) else f"{name} ({', '.join(row.scale for row in some)})"
+            for name, some in by(mine, lambda row: row.name).items()
+        ]
+        said.append(f"No ceiling for {names(of, 12)}: {why}.")
+    return " ".join(said)
+
+
+def _why_blank(row: Row) -> str:
+    often = row.degenerate > DEGENERATE_MOST and row.note_kind != ITEM_NOISE
+    return f"{NOISY.text} in more than {DEGENERATE_MOST:.0%} of the resamples" if often else row.note
 
 
 def means_table(results: Results) -> Table:

@@ -149,7 +149,7 @@ def show_transfer(analysis: Analysis, quantity: str) -> None:
         rows,
         left=shown.texts,
         caption=f"{method['resamples']:,} resamples of the {method['resampled']} ({method['resampling']}), {n_words(found)} "
-        f"mixtures. An interval that holds 0 does not show any transfer. {words(results)}",
+        f"mixtures. An interval that holds 0 does not show any transfer. {words(results, quantity)}",
         optional=("r without noise", "n", "items", "ceiling", "p", "q"),
     )
     reasons: dict[str, dict[str, list[str]]] = {}  # a note -> of what -> at which scales
