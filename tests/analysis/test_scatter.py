@@ -11,11 +11,12 @@ import pytest
 
 from evalengine.analysis.data.mixtures import Mixtures
 from evalengine.analysis.data.panel import load_panel
-from evalengine.analysis.figure import files, panels
+from evalengine.analysis.figure import Scatters, files, panels
 from evalengine.analysis.protocols.noise import from_items
 from evalengine.analysis.protocols.scatter import scatters
 from evalengine.analysis.protocols.transfer import shown
-from evalengine.analysis.report.scatter_drawing import labels, place_labels
+from evalengine.analysis.report.scatter_drawing import labels, place_labels, scatter_drawing
+from evalengine.analysis.report.style import styled
 from evalengine.analysis.results import load_results
 from evalengine.analysis.study import Options, analyse
 
@@ -120,3 +121,19 @@ def test_labels_of_a_crowd_are_led_to_their_points_or_left_out(count: int, sprea
             assert (
                 abs(mark.x - other.x) >= half + half2 - 1e-9 or abs(mark.y - other.y) >= tall + tall2 - 1e-9
             )
+
+
+def test_labels_that_are_left_out_are_counted(study) -> None:
+    _, results = study
+    one = scatters(results, "accuracy", "1B").rows[0]
+    crowd = [(0.5, 0.5)] * 29 + [(0.9, 0.9)]
+    before, after = zip(*crowd, strict=True)
+    names = [f"mixture {k}" for k in range(30)]
+    crowded = one._replace(mixtures=names, before=before, after=after, error=(math.nan, math.nan))
+    with styled():
+        drawing = scatter_drawing(Scatters([crowded], ("pt", "sft"), 100.0))
+    texts = [text.get_text() for text in (*drawing.texts, *drawing.axes[0].texts)]
+    shown_ = [text for text in texts if text in map(str, range(1, 31))]
+    lost = 30 - len([text for text in shown_ if text not in ("50", "60", "70", "80", "90")])
+    (said,) = (text for text in texts if text.startswith("labels"))
+    assert said == f"labels without room are left out: {one.benchmark} {lost}" and 0 < lost < 30
