@@ -220,13 +220,12 @@ def test_a_note_of_one_scale_is_not_said_of_the_others(results: Results) -> None
 
 
 def test_a_file_says_what_its_stars_stand_for(results: Results) -> None:
-    rows = [
-        row._replace(note="few" * (row.quantity == "accuracy" and row.name == "mnli"))
-        for row in results.rows("transfer", protocol="transfer")
-    ]
+    rows = results.rows("transfer", protocol="transfer")
+    name = rows[0].name
+    rows = [row._replace(note="few" * ((row.quantity, row.name) == ("accuracy", name))) for row in rows]
     figure = Intervals(rows, lambda row: row.name, limit=1.2)
     scales = "; ".join(f"accuracy, {scale}" for scale in results.scales)
-    assert figure.notes == [f"* mnli ({scales}): few"]
+    assert figure.notes == [f"* {name} ({scales}): few"]
     with styled():
         files_, page_ = (
             {text.get_text() for text in draw(results.method, figure, notes=notes).texts}
