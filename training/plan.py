@@ -174,8 +174,8 @@ def show(study: Study, plan: Plan) -> None:
     )
     if any(run.stage != "pt" for run in plan.runs):
         console.say(
-            "an epoch of fine-tuning is whole steps of batch_examples (dpo: batch_pairs): what remains, less than a step, is left"
-            " out, other examples in every epoch"
+            "an epoch of fine-tuning trains whole steps of batch_examples conversations (dpo: batch_pairs pairs); the few that"
+            " remain, different ones in every epoch, are left out"
         )
     if all(p.finished for p in plan.runs.values()):
         console.say("all are trained already")

@@ -328,10 +328,8 @@ def shown(results: Results) -> Iterator[Part]:
 
 
 def no_ceiling(rows: Sequence[Row]) -> str:
-    """Why ceilings are blank, for those of `rows` without an estimate; "" where all or none are."""
+    """Why ceilings are blank, for those of `rows` without an estimate; "" where none is."""
     blank = [row for row in rows if not math.isfinite(row.estimate)]
-    if len(blank) == len(rows):
-        return ""
     every = by(rows, lambda row: row.name)
     said = []
     for why, mine in by(blank, _why_blank).items():
@@ -345,7 +343,7 @@ def no_ceiling(rows: Sequence[Row]) -> str:
 
 def _why_blank(row: Row) -> str:
     often = row.degenerate > DEGENERATE_MOST and row.note_kind != ITEM_NOISE
-    return f"{NOISY.text} in more than {DEGENERATE_MOST:.0%} of the resamples" if often else row.note
+    return f"in more than {DEGENERATE_MOST:.0%} of the resamples {NOISY.text}" if often else row.note
 
 
 def means_table(results: Results) -> Table:

@@ -15,13 +15,15 @@ from evalengine.analysis.results import Results, p_value, with_interval
 def words(results: Results, quantity: str) -> str:
     """What the table's columns are, and why ceilings are blank."""
     change = f" Change: {results.scales[-1]} − {results.scales[0]}." if len(results.scales) > 1 else ""
-    blank = no_ceiling(results.rows("reliability", other=CEILING, quantity=quantity))
-    return (
+    ceilings = results.rows("reliability", other=CEILING, quantity=quantity)
+    known = any(math.isfinite(row.estimate) for row in ceilings)
+    said = [
         f"In brackets after a category: how many benchmarks its mean is over.{change} p: permutation test, of a mean over the "
-        "mixtures that have all its benchmarks; q: Benjamini and Hochberg's, over the benchmarks or the means of a scale. "
-        f"{CEILING.capitalize()}: the r that item noise would leave of a perfect correlation."
-        + (blank and f" {blank}")
-    )
+        "mixtures that have all its benchmarks; q: Benjamini and Hochberg's, over the benchmarks or the means of a scale.",
+        "Ceiling: the r that item noise would leave of a perfect correlation." * known,
+        no_ceiling(ceilings),
+    ]
+    return " ".join(filter(None, said))
 
 
 def transfer_table(results: Results, quantity: str, scales: Sequence[str]) -> Table:

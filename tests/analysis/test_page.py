@@ -244,7 +244,7 @@ def test_blank_ceilings_are_explained(results: Results) -> None:
     one, other = known[0], known[-1]
     assert noise.no_ceiling(changed) == (
         f"No ceiling for {one.name} ({one.scale}): as noisy. No ceiling for {other.name} ({other.scale}): "
-        "the mixtures differ no more than item noise makes them in more than 5% of the resamples."
+        "in more than 5% of the resamples the mixtures differ no more than item noise makes them."
     )
     tables = {**results.tables, "reliability": changed}
     assert words(results._replace(tables=tables), "accuracy").endswith(noise.no_ceiling(changed))
