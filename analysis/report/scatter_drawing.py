@@ -219,7 +219,8 @@ def place_labels(
         if not math.isfinite(cost_P[best]):
             continue
         line = (*points[k], *to_P2[best].tolist()) if led_P[best] else None
-        found[k] = Label(*middle_P2[best].tolist(), names[k], line)
+        x, y = middle_P2[best].tolist()
+        found[k] = Label(x, y, names[k], line)
         taken_X4 = np.vstack([taken_X4, box_P4[[best]], *([line_PS4[best]] if line else [])])
     return [found[k] for k in sorted(found)]
 
