@@ -187,7 +187,6 @@ def place_labels(
     bar_B4 = _grown(np.asarray(bars, dtype=np.float64).reshape(-1, 4), 0.005)
     dot_N4 = _grown(np.hstack([point_N2, point_N2]), DOT)
     apart_NN = np.abs(point_N2[:, None] - point_N2).max(axis=2)
-    left, top, right, bottom = box
     taken_X4 = np.zeros((0, 4))  # names, and points of their lines
     found: dict[int, Label] = {}
     # the most crowded first
@@ -197,36 +196,37 @@ def place_labels(
         half_2 = 0.5 * SMALL * np.array([LETTER * len(names[k]), 1 / 72])
         middle_P2 = point_N2[k] + (PLACES[:, None] * (half_2 + GAPS[:, None])).reshape(-1, 2)
         box_P4 = np.hstack([middle_P2 - half_2, middle_P2 + half_2])
-        to_P2 = np.clip(point_N2[k], box_P4[:, :2], box_P4[:, 2:])  # where a line would end
-        away_P = np.hypot(*(to_P2 - point_N2[k]).T)
-        others_N2 = np.delete(point_N2, k, axis=0)
-        nearest_PN2 = np.clip(others_N2, box_P4[:, None, :2], box_P4[:, None, 2:]) - others_N2
-        other_P = np.hypot(nearest_PN2[..., 0], nearest_PN2[..., 1]).min(axis=1, initial=math.inf)
+        to_P2, away_P = _nearest(box_P4, point_N2[k])
+        others_N2, others_N4 = np.delete(point_N2, k, axis=0), np.delete(dot_N4, k, axis=0)
+        other_P = np.min([_nearest(box_P4, other)[1] for other in others_N2], axis=0, initial=math.inf)
         led_P = (away_P > NEAR) | (other_P < away_P + NEAR)
-        line_PS2 = point_N2[k] + ALONG[:, None] * (to_P2 - point_N2[k])[:, None]
-        line_PS4 = _grown(np.concatenate([line_PS2, line_PS2], axis=2), 0.002)
         cost_P = away_P + 2.0 * _overlaps(box_P4, bar_B4).sum(axis=1) ** 0.5 + 0.02 * led_P
-        blocked_P = (_overlaps(box_P4, np.vstack([dot_N4, taken_X4])) > 0).any(axis=1)
-        in_the_way_X4 = np.vstack([np.delete(dot_N4, k, axis=0), taken_X4])
-        crossed_PS = (
-            (_overlaps(line_PS4.reshape(-1, 4), in_the_way_X4) > 0).any(axis=1).reshape(len(led_P), -1)
-        )
-        blocked_P |= led_P & crossed_PS.any(axis=1)
-        inside = np.array([left, top, -right - BEYOND, -bottom])
-        blocked_P |= (np.hstack([box_P4[:, :2], -box_P4[:, 2:]]) < inside).any(axis=1)
-        cost_P[blocked_P] = math.inf
-        best = int(np.argmin(cost_P))  # the first of equals
-        if not math.isfinite(cost_P[best]):
-            continue
-        line = (*points[k], *to_P2[best].tolist()) if led_P[best] else None
-        x, y = middle_P2[best].tolist()
-        found[k] = Label(x, y, names[k], line)
-        taken_X4 = np.vstack([taken_X4, box_P4[[best]], *([line_PS4[best]] if line else [])])
+        free_P = ~_overlaps(box_P4, np.vstack([dot_N4, taken_X4])).any(axis=1)
+        free_P &= (box_P4[:, :2] >= box[:2]).all(axis=1)
+        free_P &= (box_P4[:, 2:] <= (box[2] + BEYOND, box[3])).all(axis=1)
+        order_P = np.argsort(cost_P, kind="stable")
+        for p in order_P[free_P[order_P]].tolist():
+            along_S2 = (
+                point_N2[k] + ALONG[:, None] * (to_P2[p] - point_N2[k]) if led_P[p] else np.zeros((0, 2))
+            )
+            line_S4 = _grown(np.hstack([along_S2, along_S2]), 0.002)
+            if _overlaps(line_S4, np.vstack([others_N4, taken_X4])).any():
+                continue
+            x, y = middle_P2[p].tolist()
+            found[k] = Label(x, y, names[k], (*points[k], *to_P2[p].tolist()) if led_P[p] else None)
+            taken_X4 = np.vstack([taken_X4, box_P4[[p]], line_S4])
+            break
     return [found[k] for k in sorted(found)]
 
 
-def _grown(box_X4: Array, by: float) -> Array:
-    return box_X4 + by * np.array([-1.0, -1.0, 1.0, 1.0])
+def _nearest(box_P4: Array, point_2: Array) -> tuple[Array, Array]:
+    """The point of each box that is nearest to a point, (P, 2), and how far it is, (P,)."""
+    to_P2 = np.clip(point_2, box_P4[:, :2], box_P4[:, 2:])
+    return to_P2, np.hypot(*(to_P2 - point_2).T)
+
+
+def _grown(box_X4: Array, margin: float) -> Array:
+    return box_X4 + margin * np.array([-1.0, -1.0, 1.0, 1.0])
 
 
 def _overlaps(one_P4: Array, other_X4: Array) -> Array:
