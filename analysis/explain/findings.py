@@ -122,8 +122,8 @@ def within_blocks(study: Study) -> list[str]:
         return []
     labels = ", ".join(dict.fromkeys(study.blocks.labels))
     return [
-        f"what ranks the mixtures (tables proxies, eft_decisions) is judged within {study.blocks.factor} ({labels}): by pairs of"
-        " one, and with the means of each taken out of r; all other tables take mixtures as exchangeable"
+        f"the tables that rank mixtures (proxies, eft_decisions) compare them within {study.blocks.factor} ({labels}) alone:"
+        " pairs are of one, and r is taken after subtracting the mean of each; all other tables take mixtures as exchangeable"
     ]
 
 

@@ -162,7 +162,7 @@ def test_zero_unknown_and_longest(tmp_path: Path) -> None:
     assert np.isnan(rte.of(Dose("longest", 0))[:, 3]).all()
     piqa = next(one for one in found[1] if one.choices.name == "piqa")
     assert all(np.isnan(value).all() for value in piqa.value.values())
-    assert "piqa: 4 of 4 items are not in" in exposed.notes(study)[0]
+    assert "piqa: no item is in" in exposed.notes(study)[0]
     assert any("reads code up to 2.2 times (in v1p2)" in note for note in exposed.notes(study))
     assert not any("estimated" in note for note in exposed.notes(study))
     sources = {**ABOUT.sources, "code": ABOUT.sources["code"]._replace(tokens_estimated=True)}

@@ -132,8 +132,6 @@ def test_labels_that_are_left_out_are_counted(study) -> None:
     crowded = one._replace(mixtures=names, before=before, after=after, error=(math.nan, math.nan))
     with styled():
         drawing = scatter_drawing(Scatters([crowded], ("pt", "sft"), 100.0))
-    texts = [text.get_text() for text in (*drawing.texts, *drawing.axes[0].texts)]
-    shown_ = [text for text in texts if text in map(str, range(1, 31))]
-    lost = 30 - len([text for text in shown_ if text not in ("50", "60", "70", "80", "90")])
-    (said,) = (text for text in texts if text.startswith("labels"))
-    assert said == f"labels without room are left out: {one.benchmark} {lost}" and 0 < lost < 30
+    texts = [text.get_text() for text in (*drawing.axes[0].texts, *drawing.texts)]
+    lost = 30 - len(set(texts) & set(map(str, range(1, 31))))
+    assert f"labels without room are left out: {one.benchmark} {lost}" in " ".join(texts) and 0 < lost < 30
