@@ -30,6 +30,7 @@ from evalengine.analysis.data.panel import Array, Panel
 from evalengine.analysis.estimates.groups import (
     ITEM_NOISE,
     NO_NOTE,
+    UNDEFINED,
     Data,
     Group,
     Label,
@@ -135,7 +136,7 @@ def measured(data: Data, quantity: str, scale: str) -> ByBenchmark:
             out[b] = Note.undefined(data.too_few(keep))
         elif noise is None:
             why = "neither the number of items nor all standard errors are known"
-            why = why if quantity == "accuracy" else f"noise of {quantity} takes the items"
+            why = why if quantity == "accuracy" else f"the noise of {quantity} is known only from items"
             out[b] = Note.undefined(why)
         else:
             found = covariances(replace(sample, x_VMC=sample.x_VMC[[b, B + b]]), keep)
@@ -337,13 +338,14 @@ def no_ceiling(rows: Sequence[Row]) -> str:
             name if len(some) == len(every[name]) else f"{name} ({', '.join(row.scale for row in some)})"
             for name, some in by(mine, lambda row: row.name).items()
         ]
-        said.append(f"No ceiling for {names(of, 12)}: {why}.")
+        said.append(f"No ceiling{f' for {names(of, 12)}' if len(mine) < len(rows) else ''}: {why}.")
     return " ".join(said)
 
 
 def _why_blank(row: Row) -> str:
-    often = row.degenerate > DEGENERATE_MOST and row.note_kind != ITEM_NOISE
-    return f"in more than {DEGENERATE_MOST:.0%} of the resamples {NOISY.text}" if often else row.note
+    if row.note_kind in (UNDEFINED, ITEM_NOISE):
+        return row.note
+    return f"in more than {DEGENERATE_MOST:.0%} of the resamples {NOISY.text}"  # `rows_of` leaves it out then
 
 
 def means_table(results: Results) -> Table:

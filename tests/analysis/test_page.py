@@ -236,10 +236,11 @@ def test_a_file_says_what_its_stars_stand_for(results: Results) -> None:
 
 def test_blank_ceilings_are_explained(results: Results) -> None:
     ceilings = results.rows("reliability", other="ceiling", quantity="accuracy")
-    known = [row._replace(estimate=0.9, note="", note_kind="", degenerate=0.0) for row in ceilings]
+    known = [row._replace(estimate=0.9, note="", note_kind="") for row in ceilings]
     assert noise.no_ceiling(known) == noise.no_ceiling([]) == ""
     blank = {"estimate": math.nan, "note": "as noisy", "note_kind": noise.ITEM_NOISE}
-    often = {"estimate": math.nan, "note": "undefined in 13% of the resamples", "degenerate": 0.13}
+    assert noise.no_ceiling([row._replace(**blank) for row in known]) == "No ceiling: as noisy."
+    often = {"estimate": math.nan, "note": "not reported: undefined in 13% of the resamples"}
     changed = [known[0]._replace(**blank), *known[1:-1], known[-1]._replace(**often)]
     one, other = known[0], known[-1]
     assert noise.no_ceiling(changed) == (
