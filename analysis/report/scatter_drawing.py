@@ -201,7 +201,7 @@ def place_labels(
         other_P = np.min([_nearest(box_P4, other)[1] for other in others_N2], axis=0, initial=math.inf)
         led_P = (away_P > NEAR) | (other_P < away_P + NEAR)
         cost_P = away_P + 2.0 * _overlaps(box_P4, bar_B4).sum(axis=1) ** 0.5 + 0.02 * led_P
-        free_P: NDArray[np.bool_] = ~_overlaps(box_P4, np.vstack([dot_N4, taken_X4])).any(axis=1)
+        free_P = np.asarray(~_overlaps(box_P4, np.vstack([dot_N4, taken_X4])).any(axis=1))
         free_P &= (box_P4[:, :2] >= (box[0] + DOT, box[1])).all(axis=1)
         free_P &= (box_P4[:, 2:] <= (box[2] + BEYOND, box[3])).all(axis=1)
         order_P = np.argsort(cost_P, kind="stable")
