@@ -4,9 +4,9 @@ Done once per (tokenizer, window, benchmark, options) and shared by every checkp
 ids, never text. The rule is lm-evaluation-harness's: trailing white space of the context moves to the continuation; the
 targets are encode(context + continuation)[len(encode(context)):], and the model is fed encode(context) and the targets; the
 tokenizer's own default decides about BOS; an empty context is BOS (else EOS), and one of white space alone is what the tokenizer
-puts before every text (else the same); contexts are truncated from the left to what the
-window leaves them, and a continuation that is longer than the window itself is refused. Where a merge across the border would
-leave no target, the last token of the whole is the target.
+puts before every text (else the same); contexts are truncated from the left to what the window leaves them, and a continuation
+that is longer than the window itself is refused. Where a merge across the border would leave no target, the last token of the
+whole is the target.
 
 Of a conversation (chat.py) all that the template writes before the reply is the context.
 

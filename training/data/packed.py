@@ -37,6 +37,8 @@ class Shuffled:
 
 def tokens_of_steps(lengths: Sequence[float], per_step: int, *, epochs: int, seed: int) -> int:
     """Tokens that the steps of all epochs are fed, of examples of these lengths."""
+    if not lengths:
+        return 0
     every, length_E = Shuffled(len(lengths), per_step, epochs=epochs, seed=seed), np.asarray(lengths)
     return int(sum(length_E[every.of_epoch(epoch)].sum() for epoch in range(epochs)))
 
