@@ -43,6 +43,29 @@ class IntervalPlot(NamedTuple):
         notes = {row.note for row in self.rows}
         return set() if len(notes) == 1 else {self.label(row) for row in self.rows if row.note}
 
+    @property
+    def notes(self) -> list[str]:
+        """What the stars stand for, or the note that all lines share."""
+        groups = {label: set(map(self.group, mine)) for label, mine in by(self.rows, self.label).items()}
+        several = len({self.panel(row) for row in self.rows}) > 1
+
+        def name(row: Row) -> str:
+            label = self.label(row)
+            return label if len(groups[label]) == 1 else f"{self.group(row)}, {label}"
+
+        def where(row: Row) -> str:
+            return f"{self.panel(row)}, {row.at}" if several else row.at
+
+        every = by(self.rows, name)
+        lines = []
+        for note, rows in by([row for row in self.rows if row.note], lambda row: row.note).items():
+            named = [
+                one if len(mine) == len(every[one]) else f"{one} ({'; '.join(map(where, mine))})"
+                for one, mine in by(rows, name).items()
+            ]
+            lines.append(f"* {', '.join(named)}: {note}" if self.starred else note)
+        return lines
+
 
 class Heatmaps(NamedTuple):
     """The r of pairs of benchmarks, a panel for each quantity and scale; bold where the interval excludes 0."""

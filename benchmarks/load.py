@@ -37,6 +37,7 @@ class ItemSet(NamedTuple):
     data_hash: str  # of all rows in order, and of the few-shot examples
     total: int  # items before the limit
     fewshot: int = 0  # solved examples before each item
+    rows_hash: str = ""  # of the rows alone: what data_hash is without examples; "" where it is not known
     formats: str = ""  # JSON of formats.in_formats, where every choice is written in several answer formats
 
 
@@ -69,12 +70,22 @@ def load_items(
         prefix = "".join(text + "\n\n" for text in _examples(benchmark, data, render, items, fewshot, seed))
         items = [i._replace(contexts=tuple(prefix + context for context in i.contexts)) for i in items]
     canonical = [_canonical(row.fields) for row in rows]
-    data_hash = hashlib.blake2b(b"\n".join([*canonical, prefix.encode()]), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(b"\n".join([*canonical, b""]), digest_size=16)
+    rows_hash = digest.hexdigest()
+    digest.update(prefix.encode())
     ids = _unique_ids(benchmark, rows, canonical)
     items = [item._replace(id=id) for item, id in zip(items, ids, strict=True)]
     items = sample(items, limit, seed)
     return ItemSet(
-        benchmark.name, benchmark.category, benchmark.version, variant, items, data_hash, len(rows), fewshot
+        benchmark.name,
+        benchmark.category,
+        benchmark.version,
+        variant,
+        items,
+        digest.hexdigest(),
+        len(rows),
+        fewshot,
+        rows_hash,
     )
 
 

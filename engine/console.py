@@ -112,8 +112,6 @@ def table(
         if sum(widths[k] + GAP for k in kept) - GAP > console().width:
             kept.remove(list(columns).index(name))
     t = Table(
-        title=Text(shown(title), style="table.title"),
-        title_justify="left",
         caption=None if caption is None else Text(shown(caption), style="table.caption"),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -128,6 +126,8 @@ def table(
         t.add_row(*(Text(line[k]) for k in kept))
     out = console()
     out.width = max(out.width, sum(widths[k] + GAP for k in kept))
+    if title:
+        out.print(Text(shown(title), style="table.title"))  # of the table, it would wrap at the table's width
     out.print(t, markup=False)
 
 

@@ -80,7 +80,8 @@ LABELS = {
     "checkpoint_seed": "seed",
     "blocks": "blocks",
     "category": "category",
-    "contexts": "",  # an earlier version did not write it, and nobody changed it
+    "contexts": "",  # earlier versions did not write it, nor the next, and nobody changed them
+    "rows_hash": "",
 }
 
 
@@ -134,6 +135,7 @@ def tasks_of(checkpoint: Checkpoint, asked: Asked, backend: Named, more: dict[st
         }
         about |= {"contexts": "own"} if own_contexts(items) else {}
         about |= {"formats": items.formats} if items.formats else {}
+        about |= {"rows_hash": items.rows_hash} if items.fewshot and items.rows_hash else {}
         path = asked.out / checkpoint.name / f"{items.benchmark}.arrow"
         tasks.append(Task(items, path, common | about, without))
     return tasks

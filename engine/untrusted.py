@@ -29,13 +29,19 @@ FRAMES = (b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")  # how zstd and LZ4 frames b
 BAD_CATEGORIES = ("Cc", "Cf", "Cs", "Co", "Cn")  # control, format, surrogate, private, unassigned
 
 
+class RepeatedKeyError(ValueError):
+    """A JSON object has a key twice."""
+
+
 def parse_json(text: str | bytes, *, constants: bool = False) -> Any:
     """The value of a JSON text. Raises ValueError, and nothing else, whatever the text is.
 
     `constants`: allow NaN and Infinity, which Python writes and JSON does not have.
     """
+    if isinstance(text, bytes):
+        text = text.decode(json.detect_encoding(text), "surrogatepass")
     try:
-        value = json.loads(text, parse_constant=float if constants else _refuse_constant)
+        value = (_WITH_CONSTANTS if constants else _STRICT).decode(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     _check_depth(value)
@@ -44,6 +50,21 @@ def parse_json(text: str | bytes, *, constants: bool = False) -> Any:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises RepeatedKeyError where a key appears twice: Python's parser takes the last value without a word."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise RepeatedKeyError(f"the key {twice[:60]!r} appears twice in one object")
+    return value
+
+
+# made once: `json.loads` with a hook makes one for every text, which takes longer than the hook
+_STRICT = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_object)
+_WITH_CONSTANTS = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _check_depth(value: Any) -> None:
@@ -65,6 +86,8 @@ def read_json(path: Path, mend: str, *, constants: bool = False) -> dict[str, An
     """The object of a JSON file. Raises UserError; `mend` says what to do about a bad one."""
     try:
         value = parse_json(path.read_bytes(), constants=constants)
+    except RepeatedKeyError as error:
+        raise UserError(f"{path}: {error}; remove one of the two") from None
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {reason(error)}; {mend}") from None
     if not isinstance(value, dict):
@@ -141,7 +164,7 @@ def _as_texts(node: Any, seen: set[int]) -> None:
 
 
 def _refuse_twice(keys: list[Any]) -> None:
-    """Raises ValueError where a mapping has a key twice: PyYAML takes the last value without a word.
+    """Raises ValueError where a key appears twice in a mapping: PyYAML takes the last value without a word.
 
     1 and "1" are one key, since all readers take keys as texts.
     """
@@ -152,7 +175,7 @@ def _refuse_twice(keys: list[Any]) -> None:
         if isinstance(key, ScalarNode) and not key.tag.endswith(":merge"):
             if key.value in seen:
                 raise ValueError(
-                    f"{key.value[:60]!r} is there twice, in line {key.start_mark.line + 1} again"
+                    f"the key {key.value[:60]!r} appears twice, again in line {key.start_mark.line + 1}"
                 )
             seen.add(key.value)
 

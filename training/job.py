@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from evalengine.training import dpo
 from evalengine.training.data import conversations, preferences
+from evalengine.training.data.packed import tokens_of_steps
 from evalengine.training.data.preferences import Candidates
 from evalengine.training.data.shards import TokenSource
 from evalengine.training.data.tokenizer import Tokenizer
@@ -138,7 +140,18 @@ def tokens_of(job: Job) -> int:
         return job.scale.pretraining_rows * job.scale.context
     if job.run.stage == "dpo":
         fitting = preferences.within(job.preferences, job.scale.context)
-        return preferences.size_of(preferences.lengths_of(fitting)).pairs * job.scale.dpo.epochs
+        return preferred_tokens(job.study, job.scale, preferences.lengths_of(fitting))
     examples = conversations.within(conversations.load(job.conversations), job.scale.context)
-    tokens = sum(len(ids) for ids, _ in examples)
-    return int(tokens * job.study.sft.share * job.scale.sft.epochs)
+    return finetuned_tokens(job.study, job.scale, [len(ids) for ids, _ in examples])
+
+
+def finetuned_tokens(study: Study, scale: Scale, lengths: Sequence[int]) -> int:
+    """Tokens of all steps of fine-tuning on conversations of these lengths, or on the share of them that is chosen."""
+    steps = tokens_of_steps(lengths, scale.sft.batch_examples, epochs=scale.sft.epochs, seed=study.seed)
+    return int(steps * study.sft.share)
+
+
+def preferred_tokens(study: Study, scale: Scale, lengths: Sequence[Sequence[int]]) -> int:
+    """Tokens of all steps of preference optimisation on questions with candidates of these lengths."""
+    pairs, settings = preferences.of_pairs(lengths), scale.dpo
+    return tokens_of_steps(pairs, settings.batch_pairs, epochs=settings.epochs, seed=study.seed)

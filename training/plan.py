@@ -19,10 +19,10 @@ from evalengine import console
 from evalengine.training.arms import changed
 from evalengine.training.chat import render
 from evalengine.training.data import preferences
-from evalengine.training.data.conversations import load, read
-from evalengine.training.data.preferences import size_of
+from evalengine.training.data.conversations import load, read, within
 from evalengine.training.data.tokenizer import Tokenizer
 from evalengine.training.decoder import export
+from evalengine.training.job import finetuned_tokens, preferred_tokens
 from evalengine.training.prepare import BYTES_PER_TOKEN, conversations_name, shape_of, work_folder
 from evalengine.training.runner import default_jobs, selected
 from evalengine.training.study import Run, Study, settings_of
@@ -80,17 +80,15 @@ def make(
         shape = shape_of(replace(scale, vocab=scale.vocab or size or GUESSED_VOCAB), size)
         scored = 0  # tokens of one forward pass, a third of a step's FLOPs
         if run.stage == "pt":
-            tokens: int | None = scale.pretrain.tokens
+            tokens: int | None = scale.pretraining_rows * scale.context
         elif run.stage == "dpo":
             tokens = None
-            if (of_question := preferred()) is not None:
-                one_epoch, scored = size_of(of_question)
-                tokens = one_epoch * scale.dpo.epochs
-        elif (of_arm := lengths(run.arm)) is None:
-            tokens = None
+            if (of_question := preferred(scale.context)) is not None:
+                scored = sum(map(sum, of_question))
+                tokens = preferred_tokens(study, scale, of_question)
         else:
-            an_epoch = sum(min(length, scale.context + 1) for length in of_arm)
-            tokens = int(an_epoch * study.sft.share * scale.sft.epochs)
+            of_arm = lengths(run.arm, scale.context)
+            tokens = None if of_arm is None else finetuned_tokens(study, scale, of_arm)
         flops = None if tokens is None else (tokens + scored / 3) * shape.flops_per_token()
         finished = export.metadata(out / run.name) is not None
         planned[run] = PlannedRun(run.name, shape.params, tokens, flops, finished)
@@ -103,22 +101,25 @@ def make(
     )
 
 
-def _conversation_lengths(study: Study, data: Path | None, out: Path, arm: str) -> list[int] | None:
+def _conversation_lengths(
+    study: Study, data: Path | None, out: Path, arm: str, context: int
+) -> list[int] | None:
     """In tokens: of the tokenised ones, else guessed from those under `data`; None where some are on the hub."""
     known = _newest(out, conversations_name(arm))
     if known is not None:
-        return [len(ids) for ids, _ in load(known)]
+        return [len(ids) for ids, _ in within(load(known), context)]
     if data is None or any(chat.hub for chat in study.sft.data):
         return None
     found = changed(read(study.sft, data, study.seed), arm, study.seed)
-    return [len(render(conversation).text) // BYTES_PER_TOKEN for conversation in found]
+    guessed = (len(render(conversation).text) // BYTES_PER_TOKEN for conversation in found)
+    return [min(length, context + 1) for length in guessed]
 
 
-def _preference_lengths(study: Study, data: Path | None, out: Path) -> list[list[int]] | None:
+def _preference_lengths(study: Study, data: Path | None, out: Path, context: int) -> list[list[int]] | None:
     """Of the candidates of each question, likewise."""
     known = _newest(out, "preferences")
     if known is not None:
-        return preferences.lengths_of(preferences.load(known))
+        return preferences.lengths_of(preferences.within(preferences.load(known), context))
     if data is None or any(chat.hub for chat in study.dpo.data):
         return None
     found = preferences.read(study.dpo, data, study.seed)
@@ -173,8 +174,8 @@ def show(study: Study, plan: StudyPlan) -> None:
     )
     if any(run.stage != "pt" for run in plan.runs):
         console.say(
-            "an epoch of fine-tuning is whole steps of batch_examples (dpo: batch_pairs): what remains, less than a step, is left"
-            " out, other examples in every epoch"
+            "an epoch of fine-tuning trains whole steps of batch_examples conversations (dpo: batch_pairs pairs); the few that"
+            " remain, different ones in every epoch, are left out"
         )
     if all(p.finished for p in plan.runs.values()):
         console.say("all are trained already")

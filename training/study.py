@@ -327,7 +327,7 @@ def _faults(study: Study) -> Iterator[str]:
         if stage not in PARENTS:
             yield f"stages: there is no {stage!r:.60}{nearest(stage, PARENTS)}"
         elif stage in study.stages[:number]:
-            yield f"stages: {stage} is there twice"
+            yield f"stages: {stage} appears twice"
         elif (parent := PARENTS[stage]) is not None and parent not in study.stages[:number]:
             yield f"stages: {stage} starts from {parent}, so {parent} must come before it"
     if not 0 <= study.seed < 2**31:

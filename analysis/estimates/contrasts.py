@@ -82,7 +82,9 @@ def differences(
         return differences_of_means(labels, ours.means[scale], theirs.means[other], where)
     value_SC, mine, its = ours.values[scale] - theirs.values[other], ours.basis[scale], theirs.basis[other]
     used_SM, n_S = mine.used_SM | its.used_SM, np.minimum(mine.n_S, its.n_S)
-    notes = [NO_NOTE if np.isfinite(x) else Note.undefined("no value of one of them") for x in value_SC[:, 0]]
+    notes = [
+        NO_NOTE if np.isfinite(x) else Note.undefined("one of the two has no value") for x in value_SC[:, 0]
+    ]
     return list(map(Statistic, labels, value_SC, used_SM, notes, n_S.tolist()))
 
 

@@ -52,7 +52,7 @@ class Choices(NamedTuple):
     formats: tuple[tuple[str, str], ...] = ()
     cue: str = ""  # what contexts were left without
     overlapping: frozenset[str] = frozenset()  # items of which an answer begins another, in any format
-    data_hash: str = ""  # of the benchmark's rows; "" where it is unknown, or of few-shot examples too
+    data_hash: str = ""  # of the benchmark's rows alone; "" where it is unknown
     version: str = ""  # of the benchmark; "" where other software made the scores
     asked: str = ""  # how items were worded and preceded, "" where by default
 
@@ -314,10 +314,12 @@ def _read_benchmark(
 def _about(raw: dict[bytes, bytes], scored: Scored) -> dict[str, Any]:
     """What the metadata of a file say of the benchmark: fields of Choices. They agree, or `scored_tables` refuses them."""
     written = json.loads(raw.get(b"formats", b"{}"))
+    # behind few-shot examples, `data_hash` is of them too, and earlier versions wrote no other
+    rows_hash = raw.get(b"data_hash" if raw.get(b"fewshot") == b"0" else b"rows_hash", b"")
     return {
         "formats": tuple(written.get("formats", {}).items()),
         "cue": written.get("cue", ""),
-        "data_hash": raw.get(b"data_hash", b"").decode() if raw.get(b"fewshot") == b"0" else "",
+        "data_hash": rows_hash.decode(),
         "version": scored.metadata["benchmark_version"] if b"data_hash" in raw else "",
         "asked": _asked(scored.metadata["variant"], scored.metadata["fewshot"]),
     }

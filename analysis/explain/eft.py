@@ -186,7 +186,7 @@ def ratio(over_BMI: Sequence[Array], under_BMI: Sequence[Array], level: float) -
     t2 = quantile(max(over.n, 2), level) ** 2
     a = under.estimate**2 - t2 * under.se**2
     if not a > 0.0:
-        return nothing, "fine-tuning makes no difference that could be closed: its interval holds 0"
+        return nothing, "fine-tuning makes no difference that could be closed: its interval contains 0"
     most = over.se * under.se  # two-way variances are differences, and may exceed it
     covariance = min(max(0.5 * (both.se**2 - over.se**2 - under.se**2), -most), most)
     b = over.estimate * under.estimate - t2 * covariance

@@ -142,10 +142,17 @@ def _read(study: StudyScores, folder: Path) -> Exposed:
     if similar is not None:
         unsaid.append(_of_other_items(study, folder, SIMILARITY, similar.about))
     counts, said = [], []
+    if absent := [
+        one.name
+        for one in study.scores.benchmarks
+        if not set(one.item_I) & set(counted.items.get(one.name, ()))
+    ]:
+        said.append(f"{names(absent, 12)}: no item is in {folder}, so none has a dose")
     for choices in study.scores.benchmarks:
         listed = set(counted.items.get(choices.name, ()))
         listed_I = np.array([item in listed for item in choices.item_I])
-        if lost := int((~listed_I).sum()):
+        lost = int((~listed_I).sum())
+        if listed_I.any() and lost:
             said.append(
                 f"{choices.name}: {lost} of {len(listed_I)} items are not in {folder} and have no dose"
             )

@@ -122,8 +122,8 @@ def within_blocks(study: StudyScores) -> list[str]:
         return []
     labels = ", ".join(dict.fromkeys(study.blocks.labels))
     return [
-        f"what ranks the mixtures (tables proxies, eft_decisions) is judged within {study.blocks.factor} ({labels}): by pairs of"
-        " one, and with the means of each taken out of r; all other tables take mixtures as exchangeable"
+        f"the tables that rank mixtures (proxies, eft_decisions) compare them within {study.blocks.factor} ({labels}) alone:"
+        " pairs are of one, and r is taken after subtracting the mean of each; all other tables take mixtures as exchangeable"
     ]
 
 
@@ -135,8 +135,8 @@ def unchecked(study: StudyScores) -> list[str]:
     if not given or not unknown:
         return []
     return [
-        f"{names(unknown, 12)}: the scores do not say by themselves of which rows they are (few-shot examples are part of what "
-        f"they say), so it is not checked that {given} holds the same ones"
+        f"{names(unknown, 12)}: the scores carry no hash of their rows alone, so it is not checked that {given} holds the same "
+        "rows (few-shot scores of an earlier version get one when the same `evalengine score` is run again)"
     ]
 
 

@@ -39,7 +39,7 @@ from evalengine.analysis.explain.ranking import (
 )
 from evalengine.analysis.explain.student import interaction
 from evalengine.analysis.figure import File, Part, Table, pivot
-from evalengine.analysis.results import p_value, share_with_interval, with_interval
+from evalengine.analysis.results import p_value, share_with_interval, signed, with_interval
 from evalengine.analysis.statistics.correlation import BlockNumbers, members_of
 
 REGRET = "regret"
@@ -183,7 +183,7 @@ def table(findings: Findings) -> Table:
                     f"{100 * own.estimate:.1f}" if proxy == CEILING else share_with_interval(own),
                     share_with_interval(more),
                     p_value(more.q) if more else "–",
-                    f"{r.estimate:+.2f}" if r and proxy == CEILING else with_interval(r),
+                    signed(r.estimate) if r and proxy == CEILING else with_interval(r),
                     f"{100 * lost.estimate:.1f}" if lost else "–",
                 ]
             )

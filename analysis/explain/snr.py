@@ -22,6 +22,7 @@ from evalengine.analysis.explain.proxies import AGREEMENT
 from evalengine.analysis.explain.quantities import ACCURACY, quantities_of
 from evalengine.analysis.explain.student import interaction
 from evalengine.analysis.figure import File, Folded, Part, Table, blocks, pivot
+from evalengine.analysis.results import signed
 
 
 class SnrRow(NamedTuple):
@@ -110,7 +111,7 @@ def _relation(findings: Findings) -> Iterator[str]:
         low, high = np.tanh(np.arctanh(rho) - half), np.tanh(np.arctanh(rho) + half)
         yield (
             f"Over {len(pairs)} benchmarks at {scale}, the ratio and how often accuracy is right of two have Spearman's rank "
-            f"correlation {rho:+.2f} [{low:+.2f}, {high:+.2f}]."
+            f"correlation {signed(rho)} [{signed(low)}, {signed(high)}]."
         )
 
 

@@ -36,6 +36,7 @@ from evalengine.analysis.explain.item_level import ItemLevel, item_levels
 from evalengine.analysis.explain.logistic import Fit, clustered, dummies, fit
 from evalengine.analysis.explain.student import Mean, quantile, two_way_mean
 from evalengine.analysis.figure import File, Part, Table
+from evalengine.analysis.results import signed
 
 LEAST = 3  # mixtures
 LOWEST = -12.0  # log10 p
@@ -251,7 +252,7 @@ def table(findings: Findings) -> Table:
     for r in findings.tables["threshold"]:
         losses = [f"{x:.4f}" for x in (r.line_loss, r.kink_loss, r.spline_loss)]
         place = ends(r) if r.found == "yes" else "none"
-        lines.append([r.scale, place, r.inside or "–", *losses, f"{1e3 * r.gain:+.2f}", r.note])
+        lines.append([r.scale, place, r.inside or "–", *losses, signed(1e3 * r.gain), r.note])
     head = ["scale", "kink at p(gold)", "1e-3 inside", "log-loss of a line", "of a kink", "of a spline"]
     head += ["gain of the kink (1e-3)", "note"]
     return Table("a threshold", head, [lines], texts=1, prose=True, stacked=True)

@@ -132,7 +132,7 @@ def _read_table(path: Path, known: set[str]) -> dict[str, dict[str, Any]]:
         if not name:
             raise UserError(f"{where} names no benchmark: correct that line")
         if name in by_name:
-            raise UserError(f"{where}: {name} is there twice: leave one of its lines out")
+            raise UserError(f"{where}: {name} appears twice; remove one of its lines")
         by_name[name] = {
             field: READ[field](cells[field].strip(), f"{where}, {field}")
             for field in READ

@@ -24,7 +24,7 @@ from evalengine.analysis.importing.benchmark_info import NOTHING, Info
 from evalengine.analysis.importing.imported import DATE, UNKNOWN, Known, Setting, refuse_two_files
 from evalengine.analysis.importing.spellings import benchmark_name
 from evalengine.errors import UserError
-from evalengine.untrusted import check_name, parse_json, printable
+from evalengine.untrusted import RepeatedKeyError, check_name, parse_json, printable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -161,6 +161,8 @@ def read_samples(path: Path) -> list[HarnessSample]:
                     )
             except UserError as error:
                 raise UserError(f"{path}, line {number}: {error}") from None
+            except RepeatedKeyError as error:
+                raise UserError(f"{path}, line {number}: {error}; remove one of the two") from None
             except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError):
                 raise UserError(
                     f"{path}, line {number} is no multiple-choice sample of lm-evaluation-harness "

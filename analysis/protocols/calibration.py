@@ -36,7 +36,7 @@ from evalengine.analysis.estimates.inverting import inverted
 from evalengine.analysis.estimates.tables import Row, rows_of
 from evalengine.analysis.figure import Curves, File, Folded, Heading, Part, Table
 from evalengine.analysis.protocols.protocol import Protocol, StudyData
-from evalengine.analysis.results import Results, excludes_zero
+from evalengine.analysis.results import Results, excludes_zero, signed
 from evalengine.analysis.statistics.bootstrap import resamples
 from evalengine.analysis.statistics.ranges import always, of_quantity
 
@@ -185,7 +185,7 @@ def disagreements(results: Results) -> list[str]:
         if row.estimate * twin.estimate < 0.0 and (excludes_zero(row) or excludes_zero(twin)):
             of_mean = "all benchmarks" if row.category == ALL else row.category
             name = row.name if row.protocol == "transfer" else of_mean
-            out.append(f"{name} ({row.scale}: r = {row.estimate:+.2f} against {twin.estimate:+.2f})")
+            out.append(f"{name} ({row.scale}: r = {signed(row.estimate)} against {signed(twin.estimate)})")
     verdict = {(v["quantity"], v["benchmark"]): v["verdict"] for v in results.verdicts}
     for benchmark in results.method["benchmarks"]:
         mine, theirs = (verdict.get((quantity, benchmark)) for quantity in ("confidence", other))

@@ -25,7 +25,7 @@ from evalengine.analysis.estimates.tables import Row, plain_row
 from evalengine.analysis.figure import File, Folded, Heading, IntervalPlot, Part, Table, by
 from evalengine.analysis.protocols.alignment import over_benchmarks
 from evalengine.analysis.protocols.protocol import Protocol, StudyData
-from evalengine.analysis.results import Results, p_value
+from evalengine.analysis.results import Results, p_value, signed
 from evalengine.analysis.statistics.correlation import (
     BlockNumbers,
     benjamini_hochberg,
@@ -305,7 +305,7 @@ def _departures(results: Results) -> Iterator[Part]:
     rows = [
         [
             *(row.category, row.name, row.quantity, row.scale, row.other.partition(":")[0]),
-            *(f"{row.estimate:+.3f}", p_value(row.p), p_value(row.q)),
+            *(signed(row.estimate, 3), p_value(row.p), p_value(row.q)),
         ]
         for row in results.rows("mixture_effects", protocol="departure")
         if row.p < 0.05 or (row.name not in results.method["benchmarks"] and math.isfinite(row.estimate))

@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -30,6 +30,7 @@ from evalengine.analysis.data.panel import Array, Panel
 from evalengine.analysis.estimates.groups import (
     ITEM_NOISE,
     NO_NOTE,
+    UNDEFINED,
     Data,
     Group,
     Label,
@@ -38,10 +39,10 @@ from evalengine.analysis.estimates.groups import (
     means_over,
 )
 from evalengine.analysis.estimates.tables import Row, plain_row
-from evalengine.analysis.figure import File, Folded, Heading, Part, Table, blocks, pivot
+from evalengine.analysis.figure import File, Folded, Heading, Part, Table, blocks, by, pivot
 from evalengine.analysis.protocols.protocol import Protocol, StudyData
 from evalengine.analysis.results import Results, with_interval
-from evalengine.analysis.statistics.bootstrap import Basis
+from evalengine.analysis.statistics.bootstrap import DEGENERATE_MOST, Basis
 from evalengine.analysis.statistics.correlation import (
     BlockNumbers,
     Sample,
@@ -135,7 +136,7 @@ def measured(data: Data, quantity: str, scale: str) -> ByBenchmark:
             out[b] = Note.undefined(data.too_few(keep))
         elif noise is None:
             why = "neither the number of items nor all standard errors are known"
-            why = why if quantity == "accuracy" else f"noise of {quantity} takes the items"
+            why = why if quantity == "accuracy" else f"the noise of {quantity} is known only from items"
             out[b] = Note.undefined(why)
         else:
             found = covariances(replace(sample, x_VMC=sample.x_VMC[[b, B + b]]), keep)
@@ -318,7 +319,33 @@ def shown(results: Results) -> Iterator[Part]:
         "noise would leave of a perfect one; r without noise is the correlation that endless items would show."
     )
     yield File("noise", means_table(results))
-    yield Folded("Reliability of each benchmark", [File("reliability", benchmarks_table(results))])
+    of_ceilings = by([r for r in results.rows("reliability", other=CEILING) if r.n], lambda row: row.quantity)
+    blank = [
+        f"{quantity.capitalize()}: {said}"
+        for quantity, mine in of_ceilings.items()
+        if (said := no_ceiling(mine))
+    ]
+    yield Folded("Reliability of each benchmark", [File("reliability", benchmarks_table(results)), *blank])
+
+
+def no_ceiling(rows: Sequence[Row]) -> str:
+    """Why ceilings are blank, for those of `rows` without an estimate; "" where none is."""
+    blank = [row for row in rows if not math.isfinite(row.estimate)]
+    every = by(rows, lambda row: row.name)
+    said = []
+    for why, mine in by(blank, _why_blank).items():
+        of = [
+            name if len(some) == len(every[name]) else f"{name} ({', '.join(row.scale for row in some)})"
+            for name, some in by(mine, lambda row: row.name).items()
+        ]
+        said.append(f"No ceiling{f' for {names(of, 12)}' if len(mine) < len(rows) else ''}: {why}.")
+    return " ".join(said)
+
+
+def _why_blank(row: Row) -> str:
+    if row.note_kind in (UNDEFINED, ITEM_NOISE):
+        return row.note
+    return f"in more than {DEGENERATE_MOST:.0%} of the resamples {NOISY.text}"  # `rows_of` leaves it out then
 
 
 def means_table(results: Results) -> Table:

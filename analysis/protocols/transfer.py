@@ -153,7 +153,7 @@ def shown(results: Results) -> Iterator[Part]:
         yield Folded(other.capitalize(), grids)
     for quantity in method["quantities"]:
         table = transfer_table(results, quantity, results.scales)
-        yield Folded(f"{quantity.capitalize()}: the numbers", [table, words(results)])
+        yield Folded(f"{quantity.capitalize()}: the numbers", [table, words(results, quantity)])
         for scale in results.scales:
             one = transfer_table(results, quantity, [scale])
             yield File(f"transfer_{quantity}_{file_part(scale)}", one, shown=False)

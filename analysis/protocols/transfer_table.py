@@ -8,18 +8,22 @@ from collections.abc import Sequence
 from evalengine.analysis.estimates.groups import SCALE
 from evalengine.analysis.estimates.tables import Row
 from evalengine.analysis.figure import Mark, Table, by
-from evalengine.analysis.protocols.noise import CEILING, WITHOUT_NOISE
+from evalengine.analysis.protocols.noise import CEILING, WITHOUT_NOISE, no_ceiling
 from evalengine.analysis.results import Results, p_value, with_interval
 
 
-def words(results: Results) -> str:
-    """What the table's columns are."""
+def words(results: Results, quantity: str) -> str:
+    """What the table's columns are, and why ceilings are blank."""
     change = f" Change: {results.scales[-1]} − {results.scales[0]}." if len(results.scales) > 1 else ""
-    return (
+    ceilings = results.rows("reliability", other=CEILING, quantity=quantity)
+    known = any(math.isfinite(row.estimate) for row in ceilings)
+    said = [
         f"In brackets after a category: how many benchmarks its mean is over.{change} p: permutation test, of a mean over the "
-        "mixtures that have all its benchmarks; q: Benjamini and Hochberg's, over the benchmarks or the means of a scale. "
-        f"{CEILING.capitalize()}: the r that item noise would leave of a perfect correlation."
-    )
+        "mixtures that have all its benchmarks; q: Benjamini and Hochberg's, over the benchmarks or the means of a scale.",
+        "Ceiling: the r that item noise would leave of a perfect correlation." * known,
+        no_ceiling(ceilings),
+    ]
+    return " ".join(filter(None, said))
 
 
 def transfer_table(results: Results, quantity: str, scales: Sequence[str]) -> Table:

@@ -38,10 +38,11 @@ PLACE = 0.32  # of a line, on an axis at least WIDTH wide
 LINES = 1.4  # height of an axis of lines
 
 
-def draw(method: Method, figure: Figure) -> Drawing:
-    """All panels of a figure, which has at least one. method: how the study was made that it is about."""
+def draw(method: Method, figure: Figure, notes: bool = False) -> Drawing:
+    """All panels of a figure, which has at least one. method: how the study was made that it is about. notes: what its stars
+    stand for is written below it, as on the page."""
     if isinstance(figure, IntervalPlot):
-        return _intervals(method, figure)
+        return _intervals(method, figure, figure.notes if notes else [])
     if isinstance(figure, Scatters):
         return scatter_drawing(figure)
     if isinstance(figure, Lines):
@@ -82,8 +83,8 @@ def _legend(drawing: Drawing, axis: Axes, y: float) -> None:
         drawing.legend(handles, names, loc="lower left", bbox_to_anchor=(0, y), ncols=len(names), borderpad=0)
 
 
-def _intervals(method: Method, figure: IntervalPlot) -> Drawing:
-    """A forest plot: a line for each label, with a bar, an interval and its numbers for each scale."""
+def _intervals(method: Method, figure: IntervalPlot, notes: Sequence[str]) -> Drawing:
+    """A forest plot: a line for each label, with a bar, an interval and its numbers for each scale; notes below."""
     shown = figure.rows
     found = dict.fromkeys(row.at for row in shown)
     scales = method["scales"] if found.keys() <= set(method["scales"]) else list(found)
@@ -129,6 +130,7 @@ def _intervals(method: Method, figure: IntervalPlot) -> Drawing:
     for y, text, weight in texts:
         axes[0].text(-0.03, y, text, transform=margin, ha="right", va="center", weight=weight)
     _legend(drawing, axes[0], height + (0.25 if len(by_panel) > 1 else 0.05))
+    style.paragraphs(drawing, notes, WIDTH * left, -0.5, WIDTH * (right - left))
     return drawing
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import Any
 
 from evalengine.analysis.figure import (
     Figure,
@@ -16,7 +15,6 @@ from evalengine.analysis.figure import (
     Part,
     Scatters,
     Table,
-    by,
     panels,
 )
 from evalengine.analysis.report.drawing import svg
@@ -70,28 +68,8 @@ def grid(method: Method, figure: Figure) -> str:
     out = []
     for title, panel in panels(figure).items():
         drawing = f'<div class="scroll">{svg(method, panel, title)}</div>'
-        out.append(f"<div><h4>{escape(title)}</h4>{drawing}{_notes(panel)}</div>")
+        notes = panel.notes if isinstance(panel, IntervalPlot) else []
+        below = "".join(f'<p class="hint">{escape(note)}</p>' for note in notes)
+        out.append(f"<div><h4>{escape(title)}</h4>{drawing}{below}</div>")
     kind = "grid wide" if isinstance(figure, Scatters) else "grid"
     return f'<div class="{kind}">{"".join(out)}</div>'
-
-
-def _notes(figure: Figure) -> str:
-    """What the stars in a figure of intervals stand for."""
-    if not isinstance(figure, IntervalPlot):
-        return ""
-    groups = {label: set(map(figure.group, mine)) for label, mine in by(figure.rows, figure.label).items()}
-
-    def name(row: Any) -> str:
-        label = figure.label(row)
-        return label if len(groups[label]) == 1 else f"{figure.group(row)}, {label}"
-
-    every = by(figure.rows, name)
-    lines = []
-    for note, rows in by([row for row in figure.rows if row.note], lambda row: row.note).items():
-        names = [
-            one if len(mine) == len(every[one]) else f"{one} ({', '.join(row.at for row in mine)})"
-            for one, mine in by(rows, name).items()
-        ]
-        text = f"* {', '.join(names)}: {note}" if figure.starred else note
-        lines.append(f'<p class="hint">{escape(text)}</p>')
-    return "".join(lines)

@@ -63,7 +63,7 @@ def write_figures(tables: Path, folder: Path, formats: Sequence[str] = ("png", "
         for method, file in _files(*load_both(tables)):
             if isinstance(file.of, Table) or not panels(file.of):
                 continue
-            drawing = draw(method, file.of)
+            drawing = draw(method, file.of, notes=True)
             box = extent(drawing)
             for kind in formats:
                 path = folder / f"{file.name}.{kind}"

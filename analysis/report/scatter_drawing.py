@@ -7,15 +7,14 @@ boxes are one path each.
 from __future__ import annotations
 
 import math
-import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.figure import Points, Scatters, by
-from evalengine.analysis.report.style import BAND, POSITIVE, SOFT, canvas, short
+from evalengine.analysis.report.style import BAND, INK, LETTER, POSITIVE, SOFT, canvas, paragraphs, short
 from evalengine.analysis.results import with_interval
 
 if TYPE_CHECKING:
@@ -31,18 +30,28 @@ MARGIN = 0.1  # of the values within a box
 NAMED, NUMBERED = 12, 30  # mixtures that are named, and numbered; the points of more have no label
 NAME = 6  # characters of a name that fits beside a point
 SMALL = 5.5  # points, of the labels
-LETTER = 0.62 / 72  # width of a letter of one point, an upper bound for most
+DOT = 0.026  # from the middle of a dot to what may stand beside it
+NEAR = 0.05  # a name this far from its point, and at least this much further from all others, needs no line
+CROWDED = 0.25  # points this near take each other's places
+BEYOND = 0.06  # how far a name may stand over the right end of a box
+# Places of a name around its point: sixteen directions, scaled to the sides of a square, and distances.
+_ANGLES = 2 * np.pi * (np.arange(16) + 14) / 16  # from the upper right on
+PLACES = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1)
+PLACES /= np.abs(PLACES).max(axis=1, keepdims=True)
+GAPS = np.array([0.03, 0.06, 0.1, 0.15, 0.2, 0.26, 0.33, 0.4])
+ALONG = np.linspace(0.15, 0.95, 9)  # points of a line that must be free
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 Array = NDArray[np.float64]
 
 
 class PointLabel(NamedTuple):
-    """A mixture's name and its middle."""
+    """A mixture's name and its middle, and a line from its point to it, where it needs one."""
 
     x: float
     y: float
     text: str
+    line: Box | None = None
 
 
 def scatter_drawing(figure: Scatters) -> Drawing:
@@ -58,7 +67,7 @@ def scatter_drawing(figure: Scatters) -> Drawing:
     drawing, (axis,) = canvas(1, 1, (width, height), (0.0, 0.0))
     axis.set(xlim=(0.0, width), ylim=(height, 0.0))
     axis.axis("off")
-    top = 0.0
+    top, left_out = 0.0, {}
     for k, (category, points) in enumerate(by_category.items()):
         if heading:
             if k % 2 == 0:
@@ -69,13 +78,16 @@ def scatter_drawing(figure: Scatters) -> Drawing:
         for place, one in enumerate(points):
             left = cell[0] * (place % COLUMNS) + LEFT - 0.06
             above = top + cell[1] * (place // COLUMNS) + ABOVE
-            _box(axis, one, figure.unit, (left, above, left + SIDE, above + SIDE), label)
+            box = (left, above, left + SIDE, above + SIDE)
+            left_out[one.benchmark] = _box(axis, one, figure.unit, box, label)
         top += cell[1] * rows[category]
-    letters = int(width / (LETTER * 6.5))
-    texts = (key, _legend(figure))
-    lines = [line for text in texts for line in textwrap.wrap(text, letters, break_on_hyphens=False)]
-    for k, line in enumerate(lines):
-        axis.text(0.06, height + 0.13 + 0.13 * k, line, size=6.5, color=SOFT, va="center")
+    lost = {name: count for name, count in left_out.items() if count}
+    said = (
+        f"labels without room are left out: {', '.join(f'{short(b, 20)} {n}' for b, n in lost.items())}"
+        if lost
+        else ""
+    )
+    paragraphs(drawing, [key, _legend(figure), said], 0.06, -0.13, width)
     return drawing
 
 
@@ -99,7 +111,8 @@ def _legend(figure: Scatters) -> str:
     )
 
 
-def _box(axis: Axes, one: Points, unit: float, box: Box, label: dict[str, str]) -> None:
+def _box(axis: Axes, one: Points, unit: float, box: Box, label: dict[str, str]) -> int:
+    """Draws a benchmark; returns how many points there was no room to label."""
     left, top, right, bottom = box
     x, y = (unit * np.asarray(values) for values in (one.before, one.after))
     dx, dy = (unit * error if math.isfinite(error) else 0.0 for error in one.error)
@@ -127,7 +140,10 @@ def _box(axis: Axes, one: Points, unit: float, box: Box, label: dict[str, str]) 
     # A dot is a line almost without length and with round ends: one path for all of them.
     dots = [(a, b, a + 1e-3, b) for a, b in points]
     _segments(axis, dots, color=POSITIVE, lw=3, solid_capstyle="round", snap=False, zorder=3)
-    for mark in place_labels(points, [label.get(name, "") for name in one.mixtures], box, bars):
+    texts = [label.get(name, "") for name in one.mixtures]
+    marks = place_labels(points, texts, box, bars)
+    _segments(axis, [mark.line for mark in marks if mark.line], color=INK, lw=0.4)
+    for mark in marks:
         axis.text(mark.x, mark.y, mark.text, size=SMALL, ha="center", va="center_baseline")
     for value in _ticks(across):
         axis.text(place_x(value), bottom + 0.1, f"{value:g}", size=6, color=SOFT, ha="center", va="center")
@@ -137,6 +153,7 @@ def _box(axis: Axes, one: Points, unit: float, box: Box, label: dict[str, str]) 
         )
     axis.text(left, top - 0.22, short(one.benchmark, 20), size=7, weight="bold", va="center_baseline")
     axis.text(left, top - 0.09, with_interval(one.row), size=6, color=SOFT, va="center_baseline")
+    return len(list(filter(None, texts))) - len(marks)
 
 
 def _segments(axis: Axes, lines: Sequence[Box], **style: object) -> None:
@@ -161,32 +178,59 @@ def _ticks(span: tuple[float, float]) -> list[float]:
 
 def place_labels(
     points: Sequence[tuple[float, float]], names: Sequence[str], box: Box, bars: Sequence[Box] = ()
-) -> Iterator[PointLabel]:
-    """A place for each name beside its point, in turn where it covers least of points, bars and the names before it."""
-    taken = [(a - 0.03, b - 0.03, a + 0.03, b + 0.03) for a, b in points]
-    taken += [(a - 0.005, b - 0.005, c + 0.005, d + 0.005) for a, b, c, d in bars]
-    for (a, b), name in zip(points, names, strict=True):
-        if not name:
+) -> list[PointLabel]:
+    """A place for each name that covers no dot and no other name, near its point and off the bars where it can be; a line leads
+    to its point where it is away from it or nearer to another. Names without such a place are left out."""
+    if not any(names):
+        return []
+    point_N2 = np.asarray(points, dtype=np.float64)
+    bar_B4 = _grown(np.asarray(bars, dtype=np.float64).reshape(-1, 4), 0.005)
+    dot_N4 = _grown(np.hstack([point_N2, point_N2]), DOT)
+    apart_NN = np.abs(point_N2[:, None] - point_N2).max(axis=2)
+    taken_X4 = np.zeros((0, 4))  # names, and points of their lines
+    found: dict[int, PointLabel] = {}
+    # the most crowded first
+    for k in np.argsort(-(apart_NN < CROWDED).sum(axis=1), kind="stable").tolist():
+        if not names[k]:
             continue
-        half, tall = 0.5 * LETTER * SMALL * len(name), 0.5 * SMALL / 72
-        near = [
-            (a + dx * (half + 0.02 + 0.07 * ring), b + dy * (tall + 0.02 + 0.07 * ring))
-            for ring in range(4)
-            for dx, dy in ((1, -1), (-1, -1), (1, 1), (-1, 1), (0, -2), (0, 2), (1.3, 0), (-1.3, 0))
-        ]
-        boxes = [(p - half, q - tall, p + half, q + tall) for p, q in near]
-        cost = [sum(_overlap(mine, other) for other in taken) + 4.0 * _outside(mine, box) for mine in boxes]
-        best = int(np.argmin(cost))  # the first of equals, so the nearest
-        taken.append(boxes[best])
-        yield PointLabel(*near[best], name)
+        half_2 = 0.5 * SMALL * np.array([LETTER * len(names[k]), 1 / 72])
+        middle_P2 = point_N2[k] + (PLACES[:, None] * (half_2 + GAPS[:, None])).reshape(-1, 2)
+        box_P4 = np.hstack([middle_P2 - half_2, middle_P2 + half_2])
+        to_P2, away_P = _nearest(box_P4, point_N2[k])
+        others_N2, others_N4 = np.delete(point_N2, k, axis=0), np.delete(dot_N4, k, axis=0)
+        other_P = np.min([_nearest(box_P4, other)[1] for other in others_N2], axis=0, initial=math.inf)
+        led_P = (away_P > NEAR) | (other_P < away_P + NEAR)
+        cost_P = away_P + 2.0 * _overlaps(box_P4, bar_B4).sum(axis=1) ** 0.5 + 0.02 * led_P
+        free_P = np.asarray(~_overlaps(box_P4, np.vstack([dot_N4, taken_X4])).any(axis=1))
+        free_P &= (box_P4[:, :2] >= (box[0] + DOT, box[1])).all(axis=1)
+        free_P &= (box_P4[:, 2:] <= (box[2] + BEYOND, box[3])).all(axis=1)
+        order_P = np.argsort(cost_P, kind="stable")
+        for p in order_P[free_P[order_P]].tolist():
+            along_S2 = (
+                point_N2[k] + ALONG[:, None] * (to_P2[p] - point_N2[k]) if led_P[p] else np.zeros((0, 2))
+            )
+            line_S4 = _grown(np.hstack([along_S2, along_S2]), 0.002)
+            if _overlaps(line_S4, np.vstack([others_N4, taken_X4])).any():
+                continue
+            x, y = middle_P2[p].tolist()
+            found[k] = PointLabel(x, y, names[k], (*points[k], *to_P2[p].tolist()) if led_P[p] else None)
+            taken_X4 = np.vstack([taken_X4, box_P4[[p]], line_S4])
+            break
+    return [found[k] for k in sorted(found)]
 
 
-def _overlap(one: Box, other: Box) -> float:
-    across = min(one[2], other[2]) - max(one[0], other[0])
-    down = min(one[3], other[3]) - max(one[1], other[1])
-    return max(across, 0.0) * max(down, 0.0)
+def _nearest(box_P4: Array, point_2: Array) -> tuple[Array, Array]:
+    """The point of each box that is nearest to a point, (P, 2), and how far it is, (P,)."""
+    to_P2 = np.clip(point_2, box_P4[:, :2], box_P4[:, 2:])
+    return to_P2, np.hypot(*(to_P2 - point_2).T)
 
 
-def _outside(one: Box, box: Box) -> float:
-    """The area of `one` beyond `box`."""
-    return (one[2] - one[0]) * (one[3] - one[1]) - _overlap(one, box)
+def _grown(box_X4: Array, margin: float) -> Array:
+    return box_X4 + margin * np.array([-1.0, -1.0, 1.0, 1.0])
+
+
+def _overlaps(one_P4: Array, other_X4: Array) -> Array:
+    """The areas that boxes have in common, (P, X)."""
+    low_PX2 = np.maximum(one_P4[:, None, :2], other_X4[:, :2])
+    high_PX2 = np.minimum(one_P4[:, None, 2:], other_X4[:, 2:])
+    return np.asarray(np.maximum(high_PX2 - low_PX2, 0.0).prod(axis=2))

@@ -7,7 +7,8 @@ report.css; on the page they become its variables and follow the light and the d
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from evalengine.errors import UserError
@@ -51,6 +52,8 @@ FORMATS: dict[str, dict[str, Any]] = {  # and the metadata that keep dates and v
 }
 
 MARGIN = 0.04  # inches around a drawing
+PRINT = 6.5  # points, of small print
+LETTER = 0.62 / 72  # width of a letter of one point, an upper bound for most
 LONGEST = 26  # characters of a label before it is shortened in the middle
 
 
@@ -81,6 +84,14 @@ def canvas(
     drawing = Drawing(figsize=(1, 1))
     places = [(k % columns * (width + between), -(k // columns) * (height + below)) for k in range(count)]
     return drawing, [drawing.add_axes((x, y, width, height)) for x, y in places]
+
+
+def paragraphs(drawing: Drawing, texts: Sequence[str], left: float, top: float, width: float) -> None:
+    """Small print in lines of at most `width` inches, each text on a line of its own, below y = `top`."""
+    letters = int(width / (LETTER * PRINT))
+    lines = [line for text in texts for line in textwrap.wrap(text, letters, break_on_hyphens=False)]
+    for k, line in enumerate(lines):
+        drawing.text(left, top - 0.13 * k, line, size=PRINT, color=SOFT, va="center")
 
 
 def extent(drawing: Drawing) -> Bbox:

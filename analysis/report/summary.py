@@ -40,8 +40,9 @@ def noise_section(results: Results) -> str:
         "correlation, is high. Elsewhere it says little; there r without item noise is the one to read."
     )
     hint = (
-        "Mixtures differ: the interval of the reliability lies above 0 at both stages. Means are over the benchmarks that have "
-        f"an r, with intervals over mixtures, {n_words(results.rows('transfer', protocol='category_transfer', category=ALL))}."
+        "Mixtures differ: the interval of the reliability lies above 0 at both stages. A ceiling that is undefined counts as "
+        "low. Means are over the benchmarks that have an r, with intervals over mixtures, "
+        f"{n_words(results.rows('transfer', protocol='category_transfer', category=ALL))}."
     )
     below = page.html([noise_table(results), hint], results.method)
     return f"<h2>What the noise allows one to say</h2><p>{words}</p>{below}"

@@ -40,7 +40,7 @@ CSV_ALONE = (
 def register(subparsers: Any) -> None:
     p = subparsers.add_parser(
         "import",
-        help="read results from a CSV or from lm-evaluation-harness",
+        help="read results from a CSV, lm-evaluation-harness or lighteval",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
         console.emit_json(found)
     else:
         console.say(
-            f"{len(outcome.finished)} checkpoints trained, {len(outcome.skipped)} were finished before; "
+            f"{len(outcome.finished)} checkpoints trained, {len(outcome.skipped)} already finished; "
             f"score them with: evalengine score {args.out}/*{_items(args, bench)}"
         )
     if outcome.not_run:

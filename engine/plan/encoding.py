@@ -3,9 +3,10 @@
 Done once per (tokenizer, window, benchmark, options) and shared by every checkpoint and every backend: a backend gets token
 ids, never text. The rule is lm-evaluation-harness's: trailing white space of the context moves to the continuation; the
 targets are encode(context + continuation)[len(encode(context)):], and the model is fed encode(context) and the targets; the
-tokenizer's own default decides about BOS; an empty context is BOS (else EOS); contexts are truncated from the left to what the
-window leaves them, and a continuation that is longer than the window itself is refused. Where a merge across the border would
-leave no target, the last token of the whole is the target.
+tokenizer's own default decides about BOS; an empty context is BOS (else EOS), and one of white space alone is what the tokenizer
+puts before every text (else the same); contexts are truncated from the left to what the window leaves them, and a continuation
+that is longer than the window itself is refused. Where a merge across the border would leave no target, the last token of the
+whole is the target.
 
 Of a conversation (chat.py) all that the template writes before the reply is the context.
 
@@ -152,24 +153,28 @@ class Encoder:
 
     def pairs(self, pairs: list[tuple[str, str]]) -> list[tuple[list[int], int]]:
         """(context, continuation) -> (tokens, index of the first target), before truncation."""
-        moved = [move_space(context, continuation) for context, continuation in pairs]
-        texts = sorted({text for context, rest in moved if context for text in (context, context + rest)})
-        bare = sorted({continuation for context, continuation in moved if not context})
+        moved = [(context != "", *move_space(context, continuation)) for context, continuation in pairs]
+        texts = sorted(
+            {text for given, context, rest in moved if given for text in (context, context + rest)}
+        )
+        bare = sorted({rest for given, _, rest in moved if not given})
         ids_of_text = dict(zip(texts, self.texts(texts), strict=True))
         bare_ids = dict(zip(bare, self.texts(bare, special=False), strict=True))
         out = []
-        for context, continuation in moved:
-            if context:
+        for given, context, continuation in moved:
+            if not given:
+                ids, start = bare_ids[continuation], 0
+            else:  # if of white space alone, by what the tokenizer puts before every text
                 ids, above = ids_of_text[context + continuation], ids_of_text[context]
                 start = len(above)
                 if start < len(ids):
                     ids = above + ids[start:]  # not the whole: its border may have merged differently
-                else:
+                elif context:
                     start = len(ids) - 1
-            else:
-                ids, start = bare_ids[continuation], 0
-                if ids and ids[0] == self.prefix and len(ids) > 1:
-                    start = 1
+                else:
+                    ids = []
+            if not context and not start and len(ids) > 1 and ids[0] == self.prefix:
+                start = 1
             if not ids:
                 raise UserError(
                     f"the tokenizer turns {continuation[:40]!r} into no tokens: it cannot score this benchmark"

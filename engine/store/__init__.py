@@ -81,7 +81,10 @@ def paths(store: Path | str) -> list[Path]:
     """The files of a store, sorted, not opened yet. Raises UserError where there is none."""
     store = Path(store)
     if not store.is_dir():
-        raise UserError(f"no score store at {store}: run `evalengine score CHECKPOINTS --out {store}` first")
+        raise UserError(
+            f"no score store at {store}: make one with `evalengine score CHECKPOINTS --out {store}` or `evalengine import FILES "
+            f"--out {store}`"
+        )
     folders = [entry.path for entry in os.scandir(store) if entry.is_dir() and not entry.name.startswith(".")]
     found = [
         Path(entry.path)

@@ -162,7 +162,7 @@ def test_zero_unknown_and_longest(tmp_path: Path) -> None:
     assert np.isnan(rte.of(Dose("longest", 0))[:, 3]).all()
     piqa = next(one for one in found[1] if one.choices.name == "piqa")
     assert all(np.isnan(value).all() for value in piqa.value.values())
-    assert "piqa: 4 of 4 items are not in" in exposed.notes(study)[0]
+    assert "piqa: no item is in" in exposed.notes(study)[0]
     assert any("reads code up to 2.2 times (in v1p2)" in note for note in exposed.notes(study))
     assert not any("estimated" in note for note in exposed.notes(study))
     sources = {**ABOUT.sources, "code": ABOUT.sources["code"]._replace(tokens_estimated=True)}
@@ -312,6 +312,14 @@ def test_exposures_of_other_items_are_refused(tmp_path: Path) -> None:
                 frequency.rows(study_of(tmp_path))
         else:
             frequency.rows(study_of(tmp_path))
+    # few-shot scores state the hash of their rows alone beside that of rows and examples
+    for path in (tmp_path / "scores").glob("*/rte.arrow"):
+        older = {**(store.read_metadata(path) or {}), "fewshot": "5", "data_hash": "of both"}
+        store.write(path, store.read(path), {**older, "rows_hash": "d"})
+    with pytest.raises(UserError, match=r"rte: .* counted for other items than were scored"):
+        frequency.rows(study_of(tmp_path))
+    write_exposure(tmp_path / "exposure", {"rte": ["i0"]}, [], replace(ABOUT, data={"rte": "d"}))
+    frequency.rows(study_of(tmp_path))
 
 
 @pytest.mark.parametrize("file", ["counts", "similarities"])

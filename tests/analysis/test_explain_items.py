@@ -201,7 +201,8 @@ def test_the_interval_of_the_rank_correlation_has_the_level_that_was_asked_for(s
         findings = Findings({"stages": ("pt", "sft"), "scales": ["1B"], "level": level}, tables)
         half = st.norm.ppf(0.5 + level / 2) * np.sqrt((1 + rho**2 / 2) / (5 - 3))
         low, high = np.tanh(np.arctanh(rho) - half), np.tanh(np.arctanh(rho) + half)
-        assert f"rank correlation {rho:+.2f} [{low:+.2f}, {high:+.2f}]" in next(snr._relation(findings))
+        said = f"rank correlation {rho:+.2f} [{low:+.2f}, {high:+.2f}]".replace("-", "−")
+        assert said in next(snr._relation(findings))
 
 
 def test_logistic_regression_is_that_of_statsmodels() -> None:

@@ -30,6 +30,14 @@ def results(path: Path, scores: dict[str, Any], model: str = "", **more: Any) ->
     return path
 
 
+def test_a_key_that_results_have_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "results.json"
+    path.write_text('{"results": {"rte": {"acc,none": 0.5}, "rte": {"acc,none": 0.6}}}')
+    assert "results.json: the key 'rte' appears twice in one object" in refused(
+        capsys, tmp_path / "out", path
+    )
+
+
 def args(text: Any) -> dict[str, Any]:
     return {"config": {"model": "hf", "model_args": text}}
 

@@ -164,7 +164,7 @@ def test_items_chance_and_category_of_benchmarks(tmp_path: Path) -> None:
         ({"chance": "25"}, "--chance 25: chance is the accuracy of guessing, a number from 0 to below 1"),
         ({"chance": "rte=x"}, "--chance rte=x: chance is the accuracy of guessing"),
         ({"category": "rte="}, "--category rte=: '' must be 1 to 200 bytes of visible characters"),
-        ("benchmark,items\nrte,5\nglue_rte,6\n", "line 3: rte is there twice"),
+        ("benchmark,items\nrte,5\nglue_rte,6\n", "line 3: rte appears twice"),
         ("benchmark,items\nrte,x\n", "line 2, items: a number of items is a whole number above 1"),
         (
             "benchmark,n\nrte,5\n",

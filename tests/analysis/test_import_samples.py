@@ -193,6 +193,13 @@ def test_nothing_is_half_written(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert not (tmp_path / "out").exists()
 
 
+def test_a_key_that_a_sample_has_twice_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "samples.jsonl", PAIR)
+    path.write_text(path.read_text().replace('"doc_id"', '"doc_id": 7, "doc_id"', 1))
+    with pytest.raises(UserError, match=r"line 1: the key 'doc_id' appears twice in one object; remove one"):
+        read_samples(path)
+
+
 def test_scores_that_are_there_are_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write(tmp_path / "1B-a-pt" / f"samples_rte_{FIRST}.jsonl", PAIR)
     out, again = tmp_path / "out", ["import", str(file), "--out", str(tmp_path / "out")]

@@ -11,9 +11,13 @@ import pytest
 
 from evalengine.analysis.data.panel import load_panel
 from evalengine.analysis.figure import IntervalPlot, Mark, Table, files, panels
+from evalengine.analysis.protocols import noise
 from evalengine.analysis.protocols.registry import PROTOCOLS
+from evalengine.analysis.protocols.transfer_table import words
 from evalengine.analysis.report import page
+from evalengine.analysis.report.drawing import draw
 from evalengine.analysis.report.report import page as render
+from evalengine.analysis.report.style import styled
 from evalengine.analysis.results import Results, load_results, p_value, with_interval
 from evalengine.analysis.study import CorrelateOptions, analyse
 
@@ -213,6 +217,38 @@ def test_a_note_of_one_scale_is_not_said_of_the_others(results: Results) -> None
     assert f'<p class="hint">* {name} ({scale}): few</p>' in page.grid(results.method, figure)
     both = [row._replace(note="few" if row.name == name else "") for row in rows]
     assert f'<p class="hint">* {name}: few</p>' in page.grid(results.method, figure._replace(rows=both))
+
+
+def test_a_file_says_what_its_stars_stand_for(results: Results) -> None:
+    rows = results.rows("transfer", protocol="transfer")
+    name = rows[0].name
+    rows = [row._replace(note="few" * ((row.quantity, row.name) == ("accuracy", name))) for row in rows]
+    figure = IntervalPlot(rows, lambda row: row.name, limit=1.2)
+    scales = "; ".join(f"accuracy, {scale}" for scale in results.scales)
+    assert figure.notes == [f"* {name} ({scales}): few"]
+    with styled():
+        files_, page_ = (
+            {text.get_text() for text in draw(results.method, figure, notes=notes).texts}
+            for notes in (True, False)
+        )
+    assert " ".join(sorted(files_ - page_)) == figure.notes[0]
+
+
+def test_blank_ceilings_are_explained(results: Results) -> None:
+    ceilings = results.rows("reliability", other="ceiling", quantity="accuracy")
+    known = [row._replace(estimate=0.9, note="", note_kind="") for row in ceilings]
+    assert noise.no_ceiling(known) == noise.no_ceiling([]) == ""
+    blank = {"estimate": math.nan, "note": "as noisy", "note_kind": noise.ITEM_NOISE}
+    assert noise.no_ceiling([row._replace(**blank) for row in known]) == "No ceiling: as noisy."
+    often = {"estimate": math.nan, "note": "not reported: undefined in 13% of the resamples"}
+    changed = [known[0]._replace(**blank), *known[1:-1], known[-1]._replace(**often)]
+    one, other = known[0], known[-1]
+    assert noise.no_ceiling(changed) == (
+        f"No ceiling for {one.name} ({one.scale}): as noisy. No ceiling for {other.name} ({other.scale}): "
+        "in more than 5% of the resamples the mixtures differ no more than item noise makes them."
+    )
+    tables = {**results.tables, "reliability": changed}
+    assert words(results._replace(tables=tables), "accuracy").endswith(noise.no_ceiling(changed))
 
 
 @pytest.mark.parametrize("evil", ["<b onclick=x>", '"><i>', "<script>", "a & b"])

@@ -11,11 +11,12 @@ import pytest
 
 from evalengine.analysis.data.mixtures import Mixtures
 from evalengine.analysis.data.panel import load_panel
-from evalengine.analysis.figure import files, panels
+from evalengine.analysis.figure import Scatters, files, panels
 from evalengine.analysis.protocols.noise import from_items
 from evalengine.analysis.protocols.scatter import scatters
 from evalengine.analysis.protocols.transfer import shown
-from evalengine.analysis.report.scatter_drawing import labels, place_labels
+from evalengine.analysis.report.scatter_drawing import labels, place_labels, scatter_drawing
+from evalengine.analysis.report.style import styled
 from evalengine.analysis.results import load_results
 from evalengine.analysis.study import CorrelateOptions, analyse
 
@@ -95,3 +96,42 @@ def test_labels_keep_apart_where_there_is_room() -> None:
         assert math.hypot(one.x - x[k], one.y - y[k]) < 0.2
         for other in found[:k]:
             assert abs(one.x - other.x) > 0.08 or abs(one.y - other.y) > 0.06
+        assert one.line is None
+
+
+@pytest.mark.parametrize(("count", "spread"), [(9, 0.03), (30, 0.1), (30, 0.25), (30, 0.0)])
+def test_labels_of_a_crowd_are_led_to_their_points_or_left_out(count: int, spread: float) -> None:
+    box = (0.0, 0.0, 1.4, 1.4)
+    xy = np.random.default_rng(0).normal(0.7, spread, (count, 2)).clip(0.1, 1.3)
+    points = [(float(x), float(y)) for x, y in xy]
+    found = place_labels(points, [str(k) for k in range(1, count + 1)], box)
+    assert len(found) > (count // 2 if spread else 0) and len({mark.text for mark in found}) == len(found)
+    sides = [(0.5 * 0.62 * 5.5 / 72 * len(mark.text), 0.5 * 5.5 / 72) for mark in found]
+    for mark, (half, tall) in zip(found, sides, strict=True):
+        others = [(abs(x - mark.x) - half, abs(y - mark.y) - tall) for x, y in points]
+        distance = [math.hypot(max(dx, 0.0), max(dy, 0.0)) for dx, dy in others]
+        assert min(distance) > 0.02, "no dot is covered"
+        own = distance[int(mark.text) - 1]
+        if mark.line is None:
+            assert own == min(distance) < 0.06 and sum(d < own + 0.045 for d in distance) == 1
+        else:
+            assert mark.line[:2] == points[int(mark.text) - 1]
+    for k, (mark, (half, tall)) in enumerate(zip(found, sides, strict=True)):
+        for other, (half2, tall2) in zip(found[:k], sides[:k], strict=True):
+            assert (
+                abs(mark.x - other.x) >= half + half2 - 1e-9 or abs(mark.y - other.y) >= tall + tall2 - 1e-9
+            )
+
+
+def test_labels_that_are_left_out_are_counted(study) -> None:
+    _, results = study
+    one = scatters(results, "accuracy", "1B").rows[0]
+    crowd = [(0.5, 0.5)] * 29 + [(0.9, 0.9)]
+    before, after = zip(*crowd, strict=True)
+    names = [f"mixture {k}" for k in range(30)]
+    crowded = one._replace(mixtures=names, before=before, after=after, error=(math.nan, math.nan))
+    with styled():
+        drawing = scatter_drawing(Scatters([crowded], ("pt", "sft"), 100.0))
+    texts = [text.get_text() for text in (*drawing.axes[0].texts, *drawing.texts)]
+    lost = 30 - len(set(texts) & set(map(str, range(1, 31))))
+    assert f"labels without room are left out: {one.benchmark} {lost}" in " ".join(texts) and 0 < lost < 30

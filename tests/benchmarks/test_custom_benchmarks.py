@@ -67,7 +67,7 @@ def test_a_gold_that_names_no_choice_is_refused(
 
 
 def test_a_key_that_is_there_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"'gold' is there twice, in line 8 again"):
+    with pytest.raises(UserError, match=r"the key 'gold' appears twice, again in line 8"):
         read_benchmark(define(tmp_path, CAPITALS + "gold: other\n"))
 
 

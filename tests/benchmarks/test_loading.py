@@ -199,6 +199,10 @@ def test_a_place_outside_its_text_is_refused(tmp_path: Path, name: str, change: 
         (b'{"premise": NaN}', "line 1: not valid JSON (NaN is not JSON)"),
         (b'\n{"premise": ', "line 2: not valid JSON"),
         (b'{"premise": "\xff"}', "line 1: not valid UTF-8 (byte 14)"),
+        (
+            b'{"premise": "x", "id": {"a": 1, "b": 2, "a": 3}}',
+            "line 1: not valid JSON (the key 'a' appears twice in one object)",
+        ),
         (b"[1, 2]", "line 1: expected a JSON object, got list"),
         (b"[" * 100_000, "line 1: not valid JSON (nested too deeply)"),
         (b"\n\n", "has no rows"),
@@ -333,7 +337,7 @@ def test_fewshot_puts_the_same_solved_train_items_before_every_context(small_wor
         texts = [f"{r.contexts[r.gold]} {r.choices[r.gold]}\n\n" for r in solved]
         assert prefix in {one + two for one in texts for two in texts if one != two}
         assert [item.id for item in plain.items] == [item.id for item in shots.items]
-        assert plain.data_hash != shots.data_hash
+        assert plain.data_hash != shots.data_hash and shots.rows_hash == plain.rows_hash == plain.data_hash
         assert load_items(BENCHMARKS[name], data, fewshot=2, seed=1) == shots
 
 

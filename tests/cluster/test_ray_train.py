@@ -58,7 +58,7 @@ def test_a_study_on_ray_has_the_weights_of_one_machine_though_a_worker_is_killed
     assert killed and "the worker of S-m" in printed.err
     assert len(weights(out)) == 4 and weights(out) == weights(tmp_path / "plain")
     assert main([*given, "--out", str(out), *RAY]) == 0
-    assert "0 checkpoints trained, 4 were finished before" in capsys.readouterr().out
+    assert "0 checkpoints trained, 4 already finished" in capsys.readouterr().out
 
 
 @pytest.mark.slow

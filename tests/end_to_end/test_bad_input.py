@@ -74,6 +74,16 @@ def test_a_directory_lacks_a_part(
     assert says in refused(path)
 
 
+def test_a_key_that_a_config_has_twice_is_refused(
+    refused: Callable[..., str], good: Path, tmp_path: Path
+) -> None:
+    path = copy(good, tmp_path / "m")
+    config = (path / "config.json").read_text()
+    (path / "config.json").write_text(config.replace("{", '{"vocab_size": 1,', 1))
+    said = refused(path)
+    assert "config.json: the key 'vocab_size' appears twice in one object; remove one of the two" in said
+
+
 @pytest.mark.parametrize("damage", ["truncated", "header", "empty", "garbage"])
 def test_damaged_safetensors(refused: Callable[..., str], good: Path, tmp_path: Path, damage: str) -> None:
     path = copy(good, tmp_path / "m")
@@ -323,7 +333,7 @@ def test_characters_that_the_terminal_does_not_know_are_escaped(
         ("a: [", "is not valid YAML"),
         (
             "240M-v1p0-pt: {scale: 1M}\n240M-v1p0-pt: {scale: 2M}",
-            "'240M-v1p0-pt' is there twice, in line 2 again",
+            "the key '240M-v1p0-pt' appears twice, again in line 2",
         ),
         ("\u00e9: {scale: 1M}\ne\u0301: {scale: 2M}", "describes 'é' twice"),
     ],

@@ -118,7 +118,9 @@ def test_batch_size_changes_no_pick(ckpts: list[Path], bench: Path, tmp_path: Pa
     assert picks[0] == picks[1]
 
 
-def test_few_shot_and_pmi_are_stored(ckpts: list[Path], bench: Path, tmp_path: Path) -> None:
+def test_few_shot_and_pmi_are_stored(
+    ckpts: list[Path], bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "scores"
     arguments = [
         ckpts[0],
@@ -135,10 +137,23 @@ def test_few_shot_and_pmi_are_stored(ckpts: list[Path], bench: Path, tmp_path: P
     assert score(*arguments) == 0
     table = evalengine.load(out)
     assert table["loglik_uncond"].null_count == 0
-    assert store.read_metadata(store.paths(out)[0])["fewshot"] == "3"
+    about = [store.read_metadata(path) or {} for path in store.paths(out)]
+    assert {one["fewshot"] for one in about} == {"3"}
     plain = tmp_path / "plain"
     assert score(ckpts[0], "--data", bench, "--out", plain, "--benchmarks", "copa,boolq") == 0
     assert evalengine.load(plain)["loglik"].to_pylist() != table["loglik"].to_pylist()
+    # an older store has no hash of the rows alone: it is read and resumed, and gets the hash without a score
+    rows = [(store.read_metadata(path) or {})["data_hash"] for path in store.paths(plain)]
+    assert [one["rows_hash"] for one in about] == rows != [one["data_hash"] for one in about]
+    written = files(out)
+    for path, one in zip(store.paths(out), about, strict=True):
+        older = {key: value for key, value in one.items() if key not in ("rows_hash", "checksum")}
+        store.write(path, store.read(path), older)
+    assert files(out) != written and evalengine.load(out)["loglik"] == table["loglik"]
+    capsys.readouterr()
+    assert score(*arguments, "--json") == 0
+    (entry,) = json.loads(capsys.readouterr().out)["checkpoints"]
+    assert (entry["scored"], entry["kept"], entry["notes"], files(out)) == (0, 2, [], written)
 
 
 def test_limit_is_a_sample_of_the_whole(ckpts: list[Path], bench: Path, tmp_path: Path) -> None:

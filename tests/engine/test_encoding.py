@@ -37,10 +37,38 @@ def reference(tokenizer: Any) -> Any:
     return lm
 
 
+def doubling(tokenizer: Any) -> Any:
+    """The tokenizer, with two BOS before every text."""
+    from tokenizers.processors import TemplateProcessing
+
+    bos = tokenizer.bos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} {bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
+    )
+    assert tokenizer.encode("") == [tokenizer.bos_token_id] * 2
+    return tokenizer
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("pair", PAIRS)
 def test_pairs_are_encoded_as_the_reference_does(kind: str, pair: tuple[str, str]) -> None:
-    tokenizer = tiny_models.tokenizer(kind)
+    check_against_reference(tiny_models.tokenizer(kind), pair)
+
+
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("pair", [*PAIRS, (" ", "yes"), ("\n\t ", " no"), (" ", "<s> no")])
+def test_the_tokenizers_own_bos_stands_before_white_space_alone(twice: bool, pair: tuple[str, str]) -> None:
+    tokenizer = tiny_models.tokenizer("sentencepiece_like")
+    check_against_reference(doubling(tokenizer) if twice else tokenizer, pair)
+
+
+def test_white_space_alone_is_an_empty_context_where_the_tokenizer_adds_nothing() -> None:
+    """There the reference stops: its model would be fed nothing."""
+    encoder = Encoder(tiny_models.tokenizer("byte_level"), 512)
+    assert encoder.pairs([(" ", "yes")]) == encoder.pairs([("", " yes")])
+
+
+def check_against_reference(tokenizer: Any, pair: tuple[str, str]) -> None:
     lm = reference(tokenizer)
     seen: list[tuple[list[int], list[int]]] = []
     lm._loglikelihood_tokens = lambda requests, **_: seen.extend((c, k) for _, c, k in requests)

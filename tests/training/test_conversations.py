@@ -12,7 +12,7 @@ import torch
 from evalengine.errors import UserError
 from evalengine.training.chat import Conversation, Message
 from evalengine.training.data.conversations import Example, read, tokenise, within
-from evalengine.training.data.packed import PackedExamples, Shuffled, pack
+from evalengine.training.data.packed import PackedExamples, Shuffled, pack, tokens_of_steps
 from evalengine.training.data.rows import IGNORE
 from evalengine.training.decoder.model import Decoder, Shape
 from evalengine.training.fitting.loop import mean_loss
@@ -94,6 +94,11 @@ def test_what_remains_of_an_epoch_is_left_out_and_is_other_examples_every_time()
         order[0].tolist()
     )
     assert Shuffled(3, 4, epochs=2, seed=1).steps == 2, "fewer than a step are one"
+    lengths = [2**k for k in range(23)]
+    assert tokens_of_steps(lengths, 4, epochs=6, seed=1) == sum(
+        lengths[i] for step in range(packed.steps) for i in packed.drawn(step).tolist()
+    )
+    assert tokens_of_steps([], 4, epochs=6, seed=1) == 0
 
 
 def test_a_conversation_whose_answer_is_cut_off_is_dropped(tokenizer):

@@ -16,9 +16,9 @@ from evalengine.training.data.preferences import (
     Question,
     load,
     of_item,
+    of_pairs,
     parse,
     save,
-    size_of,
     tokenise,
     within,
 )
@@ -158,4 +158,4 @@ def test_only_the_responses_are_learned_and_what_does_not_fit_is_left_out(tokeni
 
 
 def test_sizes_count_one_of_the_others():
-    assert size_of([[10, 20, 30], [5, 5]]) == (10 + 25 + 5 + 5, 70)
+    assert of_pairs([[10, 20, 30], [5, 5]]) == [10 + 25, 5 + 5]

@@ -111,7 +111,7 @@ def test_the_papers_study_states_its_scales():
         ({"stages": []}, "stages is empty: name at least pt"),
         ({"stages": ["pt", "sft_empty"]}, "stages: there is no 'sft_empty': did you mean 'sft_emptied'"),
         ({"stages": ["sft", "pt"]}, "stages: sft starts from pt, so pt must come before it"),
-        ({"stages": ["pt", "sft", "sft"]}, "stages: sft is there twice"),
+        ({"stages": ["pt", "sft", "sft"]}, "stages: sft appears twice"),
         ({"sft.data": [{"limit": 3}]}, "needs one of `path`, `hub` or `benchmarks_train`"),
         ({"sources": {}}, "sources is empty: name at least one"),
         ({"sources": ["web"]}, "sources must be a mapping of names"),
@@ -135,7 +135,9 @@ def test_a_missing_key_a_missing_file_and_no_yaml(write_study, tmp_path: Path):
     with pytest.raises(UserError, match="is not valid YAML"):
         load(file)
     file.write_text(text.replace("mixtures:", "mixtures:\n  m1: {code: 1.0}"))
-    with pytest.raises(UserError, match=r"is not valid YAML \('m1' is there twice, in line \d+ again\)"):
+    with pytest.raises(
+        UserError, match=r"is not valid YAML \(the key 'm1' appears twice, again in line \d+\)"
+    ):
         load(file)
     file.write_text("")
     with pytest.raises(UserError, match="is empty"):

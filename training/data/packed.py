@@ -27,8 +27,20 @@ class Shuffled:
 
     def drawn(self, step: int) -> np.ndarray:
         epoch, within = divmod(step, self.steps_per_epoch)
+        return self.of_epoch(epoch)[within * self.per_step : (within + 1) * self.per_step]
+
+    def of_epoch(self, epoch: int) -> np.ndarray:
+        """The examples of an epoch's steps, in order."""
         order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
-        return order[within * self.per_step : (within + 1) * self.per_step]
+        return order[: self.steps_per_epoch * self.per_step]
+
+
+def tokens_of_steps(lengths: Sequence[float], per_step: int, *, epochs: int, seed: int) -> int:
+    """Tokens that the steps of all epochs are fed, of examples of these lengths."""
+    if not lengths:
+        return 0
+    every, length_E = Shuffled(len(lengths), per_step, epochs=epochs, seed=seed), np.asarray(lengths)
+    return int(sum(length_E[every.of_epoch(epoch)].sum() for epoch in range(epochs)))
 
 
 def named(what: str, drawn: np.ndarray) -> str:

@@ -151,17 +151,9 @@ def _first(candidates: Candidates) -> np.ndarray:
     return np.cumsum([0, *map(len, candidates)], dtype=np.int64)[:-1]
 
 
-class Size(NamedTuple):
-    """In tokens."""
-
-    pairs: int  # right responses and, on average, one of the others, with their prompts
-    candidates: int  # all
-
-
-def size_of(lengths: Sequence[Sequence[int]]) -> Size:
-    """Of questions' candidates, the right one first."""
-    pairs = sum(first + sum(others) / len(others) for first, *others in lengths)
-    return Size(int(pairs), sum(map(sum, lengths)))
+def of_pairs(lengths: Sequence[Sequence[int]]) -> list[float]:
+    """Tokens of each question's pair: the right response, which is the first, and the others' mean, with their prompts."""
+    return [first + sum(others) / len(others) for first, *others in lengths]
 
 
 def lengths_of(candidates: Candidates) -> list[list[int]]:
