@@ -123,13 +123,12 @@ def swap_p(
 
     small_2BM, large_2BM: the benchmarks before and after at either scale, over the same mixtures, without missing values.
     members: the benchmarks whose mean each statistic is. block_M: the correlations are within these. NaN where one of them
-    does not vary at a scale (within blocks).
+    does not vary at a scale (within blocks). Ways to swap after which one does not, as may be of tied values, are left out.
     """
     sides = [_prepared(side, statistic, block_M) for side in (small_2BM, large_2BM)]
     M = sides[0].shape[2]
     parts = parts_of(M, block_M)
-    hits = np.zeros(len(members))
-    total = 0
+    hits, ways = np.zeros((2, len(members)))
     with np.errstate(invalid="ignore", divide="ignore"):
         observed = _differences(sides, np.zeros((1, M), dtype=bool), statistic, parts)[0]
         goal = np.array([abs(observed[list(index)].mean()) for index in members])
@@ -140,9 +139,10 @@ def swap_p(
         for swapped_KM in _ways(parts, seed, count, at_once):
             found_KB = _differences(sides, swapped_KM, statistic, parts)
             for s, index in enumerate(members):
-                hits[s] += (np.abs(found_KB[:, list(index)].mean(axis=1)) >= goal[s] - 1e-12).sum()
-            total += len(swapped_KM)
-    return np.where(np.isfinite(goal), hits / total, np.nan)
+                mean_K = np.abs(found_KB[:, list(index)].mean(axis=1))
+                hits[s] += (mean_K >= goal[s] - 1e-12).sum()
+                ways[s] += np.isfinite(mean_K).sum()
+        return np.where(np.isfinite(goal), hits / ways, np.nan)
 
 
 def _prepared(side_2BM: Array, statistic: str, block_M: BlockNumbers | None) -> Array:
