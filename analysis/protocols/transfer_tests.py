@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from evalengine.analysis.data.panel import Panel
 from evalengine.analysis.estimates.groups import SCALE, Array, Group
 from evalengine.analysis.estimates.tables import Options, Tests
+from evalengine.analysis.statistics.bootstrap import DEGENERATE_MOST, Resamples, degenerate_share
 from evalengine.analysis.statistics.correlation import (
     BlockNumbers,
     benjamini_hochberg,
@@ -48,7 +49,7 @@ KENDALL_BLOCK = 1 << 22  # ways at once, times the square of the mixtures
 KENDALL_MOST = 1 << 28  # seeded ways with Kendall's tau, times the square of the mixtures
 
 
-def tests(single: Group, panel: Panel, options: Options) -> tuple[Tests, Tests]:
+def tests(single: Group, panel: Panel, options: Options, plan: Resamples) -> tuple[Tests, Tests]:
     """p and q of the benchmarks, and of the means over categories and over all: of their transfers at every scale
     (permutation; q within the scale), and of the differences between the largest scale and the smallest (swapping; q among
     them)."""
@@ -64,22 +65,24 @@ def tests(single: Group, panel: Panel, options: Options) -> tuple[Tests, Tests]:
             p[index] = permuted_p(before_BM, after_BM, used, options.statistic, options.seed, block_M)
         found["", scale] = _families(p, B)
     if len(panel.scales) > 1:
-        both_B = defined_SB[0] & defined_SB[-1]
-        found[SCALE, panel.scales[-1]] = swapped(x_S2BM[0], x_S2BM[-1], both_B, panel, options)
+        difference_BC = single.values[panel.scales[-1]] - single.values[panel.scales[0]]
+        found[SCALE, panel.scales[-1]] = swapped(x_S2BM[0], x_S2BM[-1], difference_BC, panel, options, plan)
     of_benchmarks, of_means = ({key: both[k] for key, both in found.items()} for k in (0, 1))
     return of_benchmarks, of_means
 
 
 def swapped(
-    small_2BM: Array, large_2BM: Array, defined_B: NDArray[np.bool_], panel: Panel, options: Options
+    small_2BM: Array, large_2BM: Array, difference_BC: Array, panel: Panel, options: Options, plan: Resamples
 ) -> tuple[PAndQ, PAndQ]:
-    """p of the difference of transfers from one side to the other (`swap_p`), and q: of the benchmarks, and of the means."""
-    members = _members(panel)
+    """p of the difference of transfers from one side to the other (`swap_p`), and q: of the benchmarks, and of the means. None of
+    a benchmark whose difference too many resamples leave undefined, since it is not reported."""
+    members, defined_B = _members(panel), np.isfinite(difference_BC[:, 0])
     p = np.full(len(members), np.nan)
     for mask_M, index, used in _by_mixtures(np.concatenate([small_2BM, large_2BM]), members, defined_B):
         sides = small_2BM[:, :, mask_M], large_2BM[:, :, mask_M]
         block_M = None if panel.block_M is None else panel.block_M[mask_M]
         p[index] = swap_p(*sides, used, options.statistic, options.seed, block_M=block_M)
+    p[: len(defined_B)][degenerate_share(difference_BC, plan) > DEGENERATE_MOST] = np.nan
     return _families(p, len(defined_B))
 
 
