@@ -20,7 +20,7 @@ import numpy as np
 from evalengine.analysis.coverage import at_least, heading, line, panel_of
 from evalengine.analysis.data.panel import Panel
 from evalengine.analysis.estimates.contrasts import category_contrasts
-from evalengine.analysis.estimates.groups import BENCHMARK, QUANTITY, STAGE, Group
+from evalengine.analysis.estimates.groups import BENCHMARK, QUANTITY, SCALE, STAGE, Group
 from evalengine.analysis.protocols import calibration
 from evalengine.analysis.protocols.alignment import WITHIN, alignment
 from evalengine.analysis.protocols.coherence import benchmark_coherence, coherence
@@ -121,7 +121,11 @@ def statistics(panel: Panel, plan_seed: int, truth: dict[str, Array]) -> Iterato
         upper = [np.triu(np.ones((B, B)), 1)[4 * c : 4 * c + 4, 4 * c : 4 * c + 4] > 0 for c in range(2)]
         block = [[p[4 * c : 4 * c + 4, 4 * c : 4 * c + 4] for c in range(2)] for p in pairs]
         change = np.array([(block[1][c] - block[0][c])[upper[c]].mean() for c in range(2)])
-        stage, apart = _of(whole, STAGE), _of(benchmark_coherence(whole, panel), BENCHMARK)
+        single_ones = benchmark_coherence(whole, panel)
+        stage, apart = _of(whole, STAGE), _of(single_ones, BENCHMARK)
+        for of, group in (("a category", whole), ("a benchmark", single_ones)):
+            (value_SC,) = _of(group, SCALE).values.values()
+            yield f"coherence of {of}, between scales", value_SC, np.zeros(len(value_SC))
         for scale in panel.scales:
             yield "coherence, after minus before", stage.values[scale], change
             keep = [k for k, label in enumerate(apart.labels) if label.other in panel.stages]

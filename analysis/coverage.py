@@ -4,7 +4,7 @@
 
 Draws studies whose true correlations are known, takes every kind of interval from the resamples that `correlate` takes, and
 counts. It is the reason for each default in docs/analysis.md: one r takes BCa, a category's mean of transfers the jackknife
-on Fisher's z, coherence and differences between scales BCa with Student's t.
+on Fisher's z, a difference between scales the plain jackknife, coherence BCa with Student's t.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Between the largest scale and the smallest, a later stage and an earlier one, two categories, two quantities. Means are compared
 over the members that both sides have: means of different ones would differ for that reason alone. The interval of a contrast is
-its group's `contrast_interval`: the jackknife's of transfers and of means over the mixtures (there that of the paired t test),
-BCa with Student's t of coherence.
+its group's `contrast_interval`: the jackknife's of transfers, of coherence and of means over the mixtures (there that of the
+paired t test), BCa with Student's t of others.
 
 Dims: S statistics, C columns, P pairs of variables.
 """
@@ -76,7 +76,11 @@ def differences(
     labels: Sequence[Label], minuend: tuple[Group, str], subtrahend: tuple[Group, str], where: str
 ) -> list[Statistic]:
     """All statistics of a group at a scale minus those of another group, or at another scale: of means as
-    `differences_of_means`."""
+    `differences_of_means`.
+
+    Of one r over 5 mixtures and one over 20, Student's t with 4 degrees of freedom holds 0 in 0.92 to 0.94 of studies without
+    transfer, with the 3 of the t test of an r in 0.95. Welch's, by the variances of both, are more than 4, and hold it in 0.88.
+    """
     (ours, scale), (theirs, other) = minuend, subtrahend
     if ours.means:
         return differences_of_means(labels, ours.means[scale], theirs.means[other], where)
@@ -85,7 +89,8 @@ def differences(
     notes = [
         NO_NOTE if np.isfinite(x) else Note.undefined("one of the two has no value") for x in value_SC[:, 0]
     ]
-    return list(map(Statistic, labels, value_SC, used_SM, notes, n_S.tolist()))
+    lost_S = (mine.n_S != its.n_S) & (ours.contrast_interval == "jackknife")
+    return list(map(Statistic, labels, value_SC, used_SM, notes, n_S.tolist(), lost_S.astype(int).tolist()))
 
 
 def differences_of_means(

@@ -83,6 +83,7 @@ class Statistic(NamedTuple):
     """One statistic at one scale: what it is about, its value in every column (C,), and the mixtures behind it.
 
     used_M: (M,) behind any part of it. fewest: how many are behind the part that has the fewest; None if it has no parts.
+    lost: how many degrees of freedom fewer than these have its t has.
     """
 
     label: Label
@@ -90,6 +91,7 @@ class Statistic(NamedTuple):
     used_M: Mask
     note: Note = NO_NOTE
     fewest: int | None = None
+    lost: int = 0
 
     @property
     def n(self) -> int:
@@ -143,7 +145,11 @@ class Group:
             [one.label for one in next(iter(found.values()))],
             {scale: np.array([one.value_C for one in listed]) for scale, listed in found.items()},
             {
-                scale: Basis(np.array([one.used_M for one in listed]), np.array([one.n for one in listed]))
+                scale: Basis(
+                    np.array([one.used_M for one in listed]),
+                    np.array([one.n for one in listed]),
+                    np.array([one.lost for one in listed]),
+                )
                 for scale, listed in found.items()
             },
             {scale: [one.note for one in listed] for scale, listed in found.items()},

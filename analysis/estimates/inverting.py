@@ -16,11 +16,13 @@ import numpy as np
 from evalengine.analysis.estimates.groups import Group
 from evalengine.analysis.estimates.tables import Tests
 from evalengine.analysis.statistics.bootstrap import (
+    DEGENERATE_MOST,
     Array,
     Basis,
     Resamples,
     acceleration,
     below,
+    degenerate_share,
     jackknife_error,
 )
 from evalengine.analysis.statistics.correlation import benjamini_hochberg
@@ -34,6 +36,7 @@ def inverted(group: Group, plan: Resamples) -> Tests:
             test = jackknife_p_at_most if part.interval == "jackknife" else p_at_most
             upper = test(value_SC, plan, basis=part.basis[scale])
             p = 2.0 * np.minimum(upper, 1.0 - upper)
+            p[degenerate_share(value_SC, plan) > DEGENERATE_MOST] = np.nan  # not reported
             out[part.contrast, scale] = (p, benjamini_hochberg(p))
     return out
 

@@ -33,6 +33,7 @@ from evalengine.analysis.explain.format import (
     ACCURACY,
     FORMAT,
     KNOWLEDGE,
+    UNIFORM,
     MeasuredStages,
     mean_of,
     measured,
@@ -44,7 +45,7 @@ from evalengine.analysis.figure import File, Lines, Part, Table, with_benchmarks
 from evalengine.analysis.results import p_value, share_with_interval, with_interval
 from evalengine.labels import CHAT, natural_key
 
-KEPT, DELUSIVE, UNIFORM = "sft", "sft_delusive", "uniform"
+KEPT, DELUSIVE = "sft", "sft_delusive"
 MAPPING = "mapping learnt"
 MARGIN = 0.02  # of accuracy: what counts as no difference
 EQUIVALENT, DIFFERS, OPEN, GUESSING = "equivalent", "differs", "open", "sft guesses"

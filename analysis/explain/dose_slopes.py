@@ -45,6 +45,7 @@ from evalengine.analysis.explain.within import (
     varies,
     wild_p,
 )
+from evalengine.analysis.statistics.ranges import SHARE, Range, difference, shifted
 
 SLOPE, ACROSS = "slope", "slope across items"
 WHERE_SEEN, ZERO, CURVATURE = "slope where seen", "never seen", "curvature"
@@ -136,8 +137,10 @@ def of_dose(study: StudyScores, scale: str, dose: Dose) -> Iterator[FrequencyRow
             found.append(_across(base, raw, study.options.level))
             if outcome != MARGIN:
                 chance = [0.0 if when[1] else one.chance_I for one in cells]
-                above = [(x_MI, y_MI - guessed) for (x_MI, y_MI), guessed in zip(raw, chance, strict=True)]
-                found.append(_at_zero(found[0], above, study.options.level))
+                above = [(x_MI, y_MI - one) for (x_MI, y_MI), one in zip(raw, chance, strict=True)]
+                guessed = float(np.mean([np.mean(one) for one in chance]))
+                possible = difference(SHARE) if when[1] else shifted(SHARE, -guessed)
+                found.append(_at_zero(found[0], above, study.options.level, possible))
         for one in found:
             yield _scaled(one, unit(dose, outcome, one.measure))
     for left, when in itertools.product(items.left_out, whens(study.design.stages)):
@@ -202,15 +205,16 @@ def _across(base: FrequencyRow, every: Sequence[Pair], level: float) -> Frequenc
     return _with(base._replace(measure=ACROSS), jackknife(every_JK[0], every_JK[1:], level), 0)
 
 
-def _at_zero(slope: FrequencyRow, every: Sequence[Pair], level: float) -> FrequencyRow:
-    """The mean over benchmarks of y - slope * x, before units: `slope` is in those of y."""
+def _at_zero(slope: FrequencyRow, every: Sequence[Pair], level: float, possible: Range) -> FrequencyRow:
+    """The mean over benchmarks of y - slope * x, before units: `slope` is in those of y. A line may leave what is possible."""
     mean = two_way_mean([y_MI - slope.estimate * x_MI for x_MI, y_MI in every], level)
     dose = float(np.mean([x_MI.mean() for x_MI, _ in every]))
     se = float(np.hypot(mean.se, dose * slope.se))
     half = quantile(slope.n, level) * se
-    ends: dict[str, Any] = {"low": mean.estimate - half, "high": mean.estimate + half, "se": se}
+    three = np.clip([mean.estimate, mean.estimate - half, mean.estimate + half], *possible).tolist()
+    found: dict[str, Any] = {**dict(zip(("estimate", "low", "high"), three, strict=True)), "se": se}
     nothing = dict.fromkeys(("se_item", "se_mixture", "p", "p_wild", "p_permutation", "p_least"), NAN)
-    return slope._replace(measure=AT_ZERO, estimate=mean.estimate, **{**ends, **nothing})
+    return slope._replace(measure=AT_ZERO, **{**found, **nothing})
 
 
 def _family(row: FrequencyRow) -> tuple[str, ...] | None:

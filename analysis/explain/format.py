@@ -37,11 +37,12 @@ from evalengine.analysis.explain.means import Member, grouped, joined, left_out,
 from evalengine.analysis.explain.student import Mean, two_way_mean
 from evalengine.analysis.figure import Part, Table, blocks, with_benchmarks
 from evalengine.analysis.results import with_interval
-from evalengine.analysis.statistics.ranges import ANY, POSITIVE, SHARE, Range, difference
+from evalengine.analysis.statistics.ranges import ANY, POSITIVE, SHARE, Range, difference, shifted
 from evalengine.labels import CHAT
 
 FORMAT, KNOWLEDGE, GOLD, MASS = "log mass", "log p(gold | choices)", "log p(gold)", "mass"
 ACCURACY, ABOVE = "accuracy", "mass above 1"
+UNIFORM = "uniform"  # a choice without a model, among the stages of `arms`
 
 
 class FormatRow(NamedTuple):
@@ -116,7 +117,12 @@ def mean_of(cells: Sequence[MeasuredStages], measure: str, stage: str, minus: st
     log = ANY if more and measure != KNOWLEDGE else Range(-math.inf, 0.0)
     possible = {ACCURACY: SHARE, MASS: POSITIVE if more else SHARE}.get(measure, log)
     value_BMI = values(cells, measure, stage, minus)
-    return two_way_mean(value_BMI, level, difference(possible) if minus else possible)
+    if minus == UNIFORM:
+        guessed = [float(cell.value[UNIFORM][measure].mean()) for cell in cells]
+        possible = shifted(possible, -float(np.mean(guessed)))
+    elif minus:
+        possible = difference(possible)
+    return two_way_mean(value_BMI, level, possible)
 
 
 def note_of(there: list[MeasuredStages], every: list[MeasuredStages]) -> str:

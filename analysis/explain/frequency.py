@@ -119,7 +119,7 @@ def _bins_of(items: Dosages, place: tuple[str, str, str], when: When, level: flo
         yield BinRow(*place, OF_ITEMS, k, at, *found, items_K)
         away = 100.0 * (at - float(x_MI.mean()))
         middle = float(y_MI.mean())
-        line, *ends = (middle + away * float(b[0]) for b in slope[:3])
+        line, *ends = np.clip([middle + away * float(b[0]) for b in slope[:3]], *PERCENT).tolist()
         yield BinRow(*place, OF_SLOPE, k, at, line, min(ends), max(ends), items_K)
 
 

@@ -55,10 +55,12 @@ def rows(study: StudyScores) -> list[SnrRow]:
 
 
 def signal_and_noise(x_MI: Array) -> tuple[float, float, float, float, float, float]:
-    """Mean, signal, range, noise, their ratio, and reliability."""
+    """Mean, signal, range, noise, their ratio, and reliability. What rounding makes of values that are alike counts as 0."""
     mean_M, items = x_MI.mean(axis=1), x_MI.shape[1]
     signal, spread = float(mean_M.std(ddof=1)), float(mean_M.max() - mean_M.min())
     noise = float(np.sqrt(interaction(x_MI) / items)) if items > 1 else np.nan
+    rounding = 1e-12 * float(np.abs(x_MI).max())
+    signal, spread, noise = (0.0 if x <= rounding else x for x in (signal, spread, noise))
     ratio = signal / noise if noise > 0 else np.nan
     share = 1.0 - (noise / signal) ** 2 if signal > 0 else np.nan
     return float(mean_M.mean()), signal, spread, noise, ratio, share

@@ -113,7 +113,7 @@ def threshold(data: ItemLevel, scale: str, level: float) -> ThresholdRow:
     if found:
         phi = design_effect(data, counts, best, place)
         within = places_C[likelihood_C >= likelihood_C.max() - 0.5 * phi * quantile(n, level) ** 2]
-        low, high = float(within.min()) - GRID / 2, float(within.max()) + GRID / 2
+        low, high = float(within.min()) - GRID / 2, min(float(within.max()) + GRID / 2, 0.0)  # p is at most 1
         inside = "yes" if low <= CLAIMED <= high else "no"
     return ThresholdRow(
         scale,

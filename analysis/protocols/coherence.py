@@ -18,7 +18,7 @@ from evalengine.analysis.claims import CAUTION, UNSUPPORTED, Claim, clearest, su
 from evalengine.analysis.data.cells import CROSS
 from evalengine.analysis.data.items import names
 from evalengine.analysis.data.panel import Panel
-from evalengine.analysis.estimates.contrasts import contrast_group, stage_contrast
+from evalengine.analysis.estimates.contrasts import contrast_group, scale_contrast, stage_contrast
 from evalengine.analysis.estimates.groups import (
     BENCHMARK,
     NO_NOTE,
@@ -51,7 +51,7 @@ def rows(study: StudyData) -> list[Row]:
 
 
 def coherence(data: Data, quantity: str) -> Group:
-    """Mean r over pairs of a category's benchmarks: both before, both after, and across; and after minus before."""
+    """Mean r over pairs of a category's benchmarks: both before, both after, and across; between scales; after minus before."""
     panel = data.panel
     labels, chosen = category_pairs(panel)
     every = np.concatenate(chosen)
@@ -63,7 +63,12 @@ def coherence(data: Data, quantity: str) -> Group:
     }
     group = _means("coherence", quantity, labels, means)
     before, after = ([k for k, label in enumerate(labels) if label.name == stage] for stage in panel.stages)
-    return replace(group, contrasts=(stage_contrast(group, before, after, panel.stages[0]),))
+    return replace(group, contrasts=(*_between(group), stage_contrast(group, before, after, panel.stages[0])))
+
+
+def _between(group: Group) -> list[Group]:
+    """The largest scale minus the smallest, where there are two."""
+    return [scale_contrast(group)] if len(group.values) > 1 else []
 
 
 def category_pairs(panel: Panel) -> tuple[list[Label], list[Pairs]]:
@@ -80,8 +85,8 @@ def category_pairs(panel: Panel) -> tuple[list[Label], list[Pairs]]:
 
 
 def benchmark_coherence(of: Group, panel: Panel) -> Group:
-    """From a coherence: each benchmark's mean r with the others of its category, at the same stages; after minus before; and
-    minus the mean r of the others with each other, where there are two others or more."""
+    """From a coherence: each benchmark's mean r with the others of its category, at the same stages; between scales; after minus
+    before; and minus the mean r of the others with each other, where there are two others or more."""
     B = len(panel.benchmarks)
     labels: list[Label] = []
     whole: list[int] = []  # of which statistic of `of` each is a part
@@ -98,7 +103,7 @@ def benchmark_coherence(of: Group, panel: Panel) -> Group:
     if not labels:
         return group
     before, after = ([s for s, label in enumerate(labels) if label.other == stage] for stage in panel.stages)
-    contrasts = [stage_contrast(group, before, after, panel.stages[0])]
+    contrasts = [*_between(group), stage_contrast(group, before, after, panel.stages[0])]
     several = [s for s, k in enumerate(whole) if len(every[k]) > len(members[s])]
     if several:
         others = [[p for p in every[whole[s]] if p not in set(members[s])] for s in several]
@@ -125,8 +130,9 @@ def _means(protocol: str, quantity: str, labels: list[Label], means: dict[str, M
             return Note.undefined(f"{label.category} has one benchmark, so no pairs")
         return Note.partial(f"without {len(lost)} of the pairs (no r)") if lost else Note()
 
-    range_of = always(CORRELATION)
-    return group_of_means(protocol, quantity, labels, means, said, interval="bca-t", range_of=range_of)
+    # With long tails BCa with Student's t holds differences in 0.86 to 0.93 of studies, the jackknife in 0.89 to 0.96.
+    how = {"interval": "bca-t", "contrast_interval": "jackknife", "range_of": always(CORRELATION)}
+    return group_of_means(protocol, quantity, labels, means, said, **how)
 
 
 def shown(results: Results) -> Iterator[Part]:

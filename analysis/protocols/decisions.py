@@ -94,7 +94,7 @@ def _of_benchmarks(
     value_B2C = np.full((B, 2, sample.w_MC.shape[1]), np.nan)
     basis = Basis.of(np.isfinite(sample.x_VMC[:B, :, 0] + sample.x_VMC[B:, :, 0]))
     sign = -1.0 if lower_is_better else 1.0
-    for b, (keep, n) in enumerate(zip(*basis, strict=True)):
+    for b, (keep, n) in enumerate(zip(basis.used_SM, basis.n_S, strict=True)):
         if n >= 4:
             part = replace(sample, x_VMC=sample.x_VMC[[b, B + b]]).only(keep)
             x_VMC = np.round(sign * part.x_VMC, 12)  # equal accuracies stay tied

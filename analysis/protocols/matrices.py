@@ -27,6 +27,7 @@ from evalengine.analysis.results import Results, excludes_zero
 from evalengine.analysis.statistics.correlation import bounded_ratio
 from evalengine.analysis.statistics.ranges import CORRELATION, always
 
+FEWEST_PAIRS = 3  # of benchmarks, for the similarity of two matrices
 BLOCK_BYTES = 16 << 20  # replicates at once: the allocator reuses such blocks, larger ones fault pages in
 
 
@@ -77,7 +78,10 @@ def matrices(data: Data, quantity: str) -> Iterator[Group]:
     found = {}
     for scale in panel.scales:
         note = Note.partial(f"without {lost[scale]} of the pairs (no r)") if lost[scale] else NO_NOTE
-        value_C = _pearson_of_sums(sums[scale])
+        value_C, known = _pearson_of_sums(sums[scale]), len(upper) - lost[scale]
+        if known < FEWEST_PAIRS:  # two would have an r of 1 or -1
+            said = f"{known} pair{'s have' if known != 1 else ' has'} an r at both stages, {FEWEST_PAIRS} are needed"
+            value_C, note = np.full(columns, np.nan), Note.undefined(said)
         found[scale] = [Statistic(label, value_C, used[scale], note, n[scale])]
     # The pairs share benchmarks and mixtures, so they are far from independent: the interval comes from resampling mixtures,
     # and a p-value that takes the pairs for so many observations would be wrong.

@@ -75,7 +75,7 @@ def rows(study: StudyData) -> list[Row]:
             of_two = sample.of(np.concatenate([t * B + np.arange(B), u * B + np.arange(B)]))
             single = transfer(Data(two, {(quantity, scale): of_two}, options.statistic, plan), quantity)
             found = Transfers(two, _between(single, two), _between(category_transfer(single, two), two))
-            for group, p_and_q in zip(found[1:], tests(single, two, options), strict=True):
+            for group, p_and_q in zip(found[1:], tests(single, two, options, plan), strict=True):
                 out += rows_of(group, plan, options, p_and_q)
             if t == 0 and len(steps.stages) - 1 <= COMPARED:
                 recipes.append(found)
@@ -118,8 +118,8 @@ def _compared(earlier: Transfers, later: Transfers, plan: Resamples, options: Co
     """Transfer to the later of two stages minus that to the earlier, both from the first: of benchmarks and of means."""
     quantity, (scale,), B = later.single.quantity, later.two.scales, len(later.single.labels)
     before_2BM, after_2BM = (of.two.variables(quantity, 0).reshape(2, B, -1) for of in (earlier, later))
-    defined_B = np.isfinite(later.single.values[scale][:, 0] - earlier.single.values[scale][:, 0])
-    tested = swapped(before_2BM, after_2BM, defined_B, later.two, options)
+    difference_BC = later.single.values[scale] - earlier.single.values[scale]
+    tested = swapped(before_2BM, after_2BM, difference_BC, later.two, options, plan)
     out = []
     for ours, theirs, p_and_q in zip(later[1:], earlier[1:], tested, strict=True):
         labels = [label._replace(minus=",".join(earlier.two.stages)) for label in ours.labels]

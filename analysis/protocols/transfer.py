@@ -70,7 +70,9 @@ def rows(study: StudyData) -> list[Row]:
     for single in singles.values():
         means = category_transfer(single, panel)
         means = replace(means, contrasts=category_contrasts(means))
-        for group, p_and_q in zip((single, means), tests(single, panel, study.options), strict=True):
+        for group, p_and_q in zip(
+            (single, means), tests(single, panel, study.options, study.plan), strict=True
+        ):
             out += study.rows(group, p_and_q)
     if {"accuracy", "confidence"} <= set(singles):
         for group in quantity_contrasts(singles["accuracy"], singles["confidence"], panel):

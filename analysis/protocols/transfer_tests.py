@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from evalengine.analysis.data.panel import Panel
 from evalengine.analysis.estimates.groups import SCALE, Array, Group
 from evalengine.analysis.estimates.tables import CorrelateOptions, Tests
+from evalengine.analysis.statistics.bootstrap import DEGENERATE_MOST, Resamples, degenerate_share
 from evalengine.analysis.statistics.correlation import (
     BlockNumbers,
     benjamini_hochberg,
@@ -48,7 +49,7 @@ KENDALL_BLOCK = 1 << 22  # ways at once, times the square of the mixtures
 KENDALL_MOST = 1 << 28  # seeded ways with Kendall's tau, times the square of the mixtures
 
 
-def tests(single: Group, panel: Panel, options: CorrelateOptions) -> tuple[Tests, Tests]:
+def tests(single: Group, panel: Panel, options: CorrelateOptions, plan: Resamples) -> tuple[Tests, Tests]:
     """p and q of the benchmarks, and of the means over categories and over all: of their transfers at every scale
     (permutation; q within the scale), and of the differences between the largest scale and the smallest (swapping; q among
     them)."""
@@ -64,22 +65,29 @@ def tests(single: Group, panel: Panel, options: CorrelateOptions) -> tuple[Tests
             p[index] = permuted_p(before_BM, after_BM, used, options.statistic, options.seed, block_M)
         found["", scale] = _families(p, B)
     if len(panel.scales) > 1:
-        both_B = defined_SB[0] & defined_SB[-1]
-        found[SCALE, panel.scales[-1]] = swapped(x_S2BM[0], x_S2BM[-1], both_B, panel, options)
+        difference_BC = single.values[panel.scales[-1]] - single.values[panel.scales[0]]
+        found[SCALE, panel.scales[-1]] = swapped(x_S2BM[0], x_S2BM[-1], difference_BC, panel, options, plan)
     of_benchmarks, of_means = ({key: both[k] for key, both in found.items()} for k in (0, 1))
     return of_benchmarks, of_means
 
 
 def swapped(
-    small_2BM: Array, large_2BM: Array, defined_B: NDArray[np.bool_], panel: Panel, options: CorrelateOptions
+    small_2BM: Array,
+    large_2BM: Array,
+    difference_BC: Array,
+    panel: Panel,
+    options: CorrelateOptions,
+    plan: Resamples,
 ) -> tuple[PAndQ, PAndQ]:
-    """p of the difference of transfers from one side to the other (`swap_p`), and q: of the benchmarks, and of the means."""
-    members = _members(panel)
+    """p of the difference of transfers from one side to the other (`swap_p`), and q: of the benchmarks, and of the means. None of
+    a benchmark whose difference too many resamples leave undefined, since it is not reported."""
+    members, defined_B = _members(panel), np.isfinite(difference_BC[:, 0])
     p = np.full(len(members), np.nan)
     for mask_M, index, used in _by_mixtures(np.concatenate([small_2BM, large_2BM]), members, defined_B):
         sides = small_2BM[:, :, mask_M], large_2BM[:, :, mask_M]
         block_M = None if panel.block_M is None else panel.block_M[mask_M]
         p[index] = swap_p(*sides, used, options.statistic, options.seed, block_M=block_M)
+    p[: len(defined_B)][degenerate_share(difference_BC, plan) > DEGENERATE_MOST] = np.nan
     return _families(p, len(defined_B))
 
 
@@ -123,13 +131,12 @@ def swap_p(
 
     small_2BM, large_2BM: the benchmarks before and after at either scale, over the same mixtures, without missing values.
     members: the benchmarks whose mean each statistic is. block_M: the correlations are within these. NaN where one of them
-    does not vary at a scale (within blocks).
+    does not vary at a scale (within blocks). Ways to swap after which one does not, as may be of tied values, are left out.
     """
     sides = [_prepared(side, statistic, block_M) for side in (small_2BM, large_2BM)]
     M = sides[0].shape[2]
     parts = parts_of(M, block_M)
-    hits = np.zeros(len(members))
-    total = 0
+    hits, ways = np.zeros((2, len(members)))
     with np.errstate(invalid="ignore", divide="ignore"):
         observed = _differences(sides, np.zeros((1, M), dtype=bool), statistic, parts)[0]
         goal = np.array([abs(observed[list(index)].mean()) for index in members])
@@ -140,9 +147,10 @@ def swap_p(
         for swapped_KM in _ways(parts, seed, count, at_once):
             found_KB = _differences(sides, swapped_KM, statistic, parts)
             for s, index in enumerate(members):
-                hits[s] += (np.abs(found_KB[:, list(index)].mean(axis=1)) >= goal[s] - 1e-12).sum()
-            total += len(swapped_KM)
-    return np.where(np.isfinite(goal), hits / total, np.nan)
+                mean_K = np.abs(found_KB[:, list(index)].mean(axis=1))
+                hits[s] += (mean_K >= goal[s] - 1e-12).sum()
+                ways[s] += np.isfinite(mean_K).sum()
+        return np.where(np.isfinite(goal), hits / ways, np.nan)
 
 
 def _prepared(side_2BM: Array, statistic: str, block_M: BlockNumbers | None) -> Array:

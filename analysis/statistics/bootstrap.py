@@ -49,11 +49,12 @@ KINDS = ("auto", "bca", "bca-t", "percentile", "basic", "fisher", "jackknife", "
 
 
 class Basis(NamedTuple):
-    """What statistics rest on, where that may be some of the mixtures: those with a value in any part of each, (S, M), and how
-    many are behind the part that has the fewest, (S,)."""
+    """What statistics rest on, where that may be some of the mixtures: those with a value in any part of each, (S, M), how
+    many are behind the part that has the fewest, (S,), and how many degrees of freedom fewer than their own t has, (S,)."""
 
     used_SM: NDArray[np.bool_]
     n_S: NDArray[np.int64]
+    lost_S: NDArray[np.int64] | int = 0
 
     @classmethod
     def of(cls, used_SM: NDArray[np.bool_]) -> Basis:
@@ -109,9 +110,11 @@ class Resamples:
             return [slice(None)]
         return members_of(self.block_M)
 
-    def freedom(self, used_SM: NDArray[np.bool_], n_S: NDArray[np.int64]) -> NDArray[np.int64]:
+    def freedom(
+        self, used_SM: NDArray[np.bool_], n_S: NDArray[np.int64], lost_S: NDArray[np.int64] | int = 0
+    ) -> NDArray[np.int64]:
         """Of statistics of n mixtures, less one for the mean of each block that holds any of theirs, (S,)."""
-        return n_S - used_SM.sum(axis=1) + degrees_of_freedom(used_SM, self.block_M)
+        return n_S - used_SM.sum(axis=1) + degrees_of_freedom(used_SM, self.block_M) - lost_S
 
     def units(self, statistics: int, basis: Basis | None) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
         """The units of the jackknife that change each statistic when left out, (S, units): all, or the mixtures that it rests on;

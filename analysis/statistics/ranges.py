@@ -55,6 +55,11 @@ def difference(one: Range) -> Range:
     return Range(one.least - one.most, one.most - one.least)
 
 
+def shifted(one: Range, by: float) -> Range:
+    """Of a value of this range plus a constant."""
+    return Range(one.least + by, one.most + by)
+
+
 def of_difference(range_of: RangeOf) -> RangeOf:
     """Of differences of statistics."""
     return lambda label: difference(range_of(label))

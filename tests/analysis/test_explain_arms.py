@@ -127,6 +127,19 @@ def test_rows_are_paired_means_over_items_and_mixtures(tmp_path: Path) -> None:
     assert "At 1B, sft_shuffled is below sft" in " ".join(claim.sentence for claim in arms.claims(findings))
 
 
+def test_what_is_gained_on_a_uniform_choice_is_at_most_what_is_left(tmp_path: Path) -> None:
+    """Of three choices accuracy gains 2/3 at most, and log p(gold | choices) log 3. Two mixtures have wide intervals."""
+    theta = {"pt": 0.3, "sft": 1.0, "sft_shuffled": 2.5}
+    few = [f"1B-{mixture}-{stage}" for mixture in MIXTURES[2:] for stage in theta]
+    write(tmp_path, theta, choices=3, skip=few)
+    found = findings_of(tmp_path).rows("arms", minus="uniform")
+    assert len(found) > 4
+    for row in found:
+        most = 2 / 3 if row.measure == "accuracy" else np.log(3)
+        assert row.high <= most + 1e-12 and row.estimate <= row.high
+    assert {round(row.high, 9) for row in found} & {round(2 / 3, 9), round(float(np.log(3)), 9)}
+
+
 def test_exchanged_labels_turn_accuracy_over_if_the_mapping_is_learnt(tmp_path: Path) -> None:
     for theta, learnt in ((-1.2, 1.0), (1.2, 0.0), (0.0, 0.5)):
         folder = tmp_path / str(learnt)

@@ -24,7 +24,9 @@ from evalengine.analysis.explain.design import design_of
 from evalengine.analysis.explain.explainer import ExplainOptions, StudyScores
 from evalengine.analysis.explain.exposed import Dose
 from evalengine.analysis.explain.findings import explain, not_shown
+from evalengine.analysis.explain.frequency import OF_ITEMS, OF_SLOPE, bin_rows
 from evalengine.analysis.explain.registry import EXPLAINERS
+from evalengine.analysis.statistics.ranges import SHARE, shifted
 from evalengine.errors import UserError
 from evalengine.store import sealed
 from evalengine.training.exposure import table
@@ -232,6 +234,33 @@ def test_the_value_at_zero_dose_is_what_is_right_without_the_text(tmp_path: Path
     assert found.low < found.estimate < found.high
     change = measured(rows, measure=frequency.AT_ZERO, outcome="accuracy", stage="sft", minus="pt")
     assert abs(change.estimate) < 8 and not np.isnan(change.se)
+
+
+def test_the_value_at_zero_dose_ends_where_accuracy_does(world: World) -> None:
+    """A line through doses far from 0 leaves what an accuracy can be; chance is one half."""
+    slope = measured(frequency.rows(world.study()), outcome="accuracy")
+    rng = np.random.default_rng(0)
+    right = [rng.integers(0, 2, (9, 50)) - 0.5 for _ in range(2)]
+    possible = shifted(SHARE, -0.5)
+    for dose, expected in ((0.0, None), (40.0, (-0.5, -0.5)), (-40.0, (0.5, 0.5))):
+        every = [(np.full((9, 50), dose), x) for x in right]
+        found = frequency._at_zero(slope._replace(estimate=0.02, se=0.001), every, 0.95, possible)
+        if expected is None:
+            assert found.low < found.estimate < found.high < 0.5
+            assert found.estimate == pytest.approx(np.mean(right))
+        else:
+            assert -0.5 <= found.low <= found.estimate <= found.high <= 0.5
+            assert found.estimate in expected
+
+
+def test_lines_through_bins_end_at_nought_and_a_hundred(tmp_path: Path) -> None:
+    world = make_world(tmp_path, 3.0, items=100)
+    rows = bin_rows(world.study())
+    assert {row.category for row in rows} == {OF_ITEMS, OF_SLOPE}
+    ends = np.array([[row.low, row.estimate, row.high] for row in rows])
+    assert (ends >= 0.0).all() and (ends <= 100.0).all() and (np.diff(ends, axis=1) >= 0.0).all()
+    lines = [row for row in rows if row.category == OF_SLOPE]
+    assert any(100.0 in (row.low, row.high) or 0.0 in (row.low, row.high) for row in lines)
 
 
 def test_across_items_is_not_within_items(tmp_path: Path) -> None:

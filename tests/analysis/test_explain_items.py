@@ -180,6 +180,18 @@ def test_no_proxy_is_said_to_be_better_where_none_is() -> None:
     assert wrong / studies <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / studies)
 
 
+def test_values_that_are_alike_but_for_rounding_have_no_signal_and_no_noise() -> None:
+    item_I = np.random.default_rng(0).normal(size=50)
+    alike_MI = np.tile(item_I, (9, 1)) * (1.0 + 1e-16 * np.arange(9)[:, None])
+    alike_MI[1::2] = np.nextafter(alike_MI[1::2], np.inf)
+    _, signal, spread, noise, ratio, share = snr.signal_and_noise(alike_MI)
+    assert (signal, spread, noise) == (0.0, 0.0, 0.0) and np.isnan([ratio, share]).all()
+    shifted_MI = alike_MI + 0.1 * np.arange(9)[:, None]  # every item moves alike
+    _, signal, _, noise, ratio, share = snr.signal_and_noise(shifted_MI)
+    assert signal == pytest.approx(0.1 * np.arange(9).std(ddof=1)) and noise == 0.0
+    assert np.isnan(ratio) and share == 1.0
+
+
 def test_signal_and_noise_are_the_analysis_of_variance() -> None:
     x_MI = np.random.default_rng(1).normal(size=(5, 30)) + np.arange(5)[:, None]
     mean, signal, spread, noise, ratio, share = snr.signal_and_noise(x_MI)

@@ -9,16 +9,19 @@ import pytest
 import scipy.stats as st
 from test_protocols import NAMES, make
 
+from evalengine.analysis.coverage import drawn, panel_of
 from evalengine.analysis.data.cells import Cell
 from evalengine.analysis.data.mixtures import Mixtures
 from evalengine.analysis.data.orders import permutation_words
 from evalengine.analysis.data.panel import Panel, assemble
+from evalengine.analysis.estimates.contrasts import scale_contrast
 from evalengine.analysis.estimates.inverting import inverted, jackknife_p_at_most
 from evalengine.analysis.estimates.tables import Row
 from evalengine.analysis.protocols import calibration
+from evalengine.analysis.protocols.transfer import transfer
 from evalengine.analysis.statistics.bootstrap import Basis, draw_resamples, intervals, jackknife_t
 from evalengine.analysis.statistics.correlation import Sample, correlate
-from evalengine.analysis.study import CorrelateOptions, analyse
+from evalengine.analysis.study import CorrelateOptions, analyse, fixed_data
 
 CATEGORIES = {"a1": "A", "a2": "A", "a3": "A", "b1": "B", "b2": "B"}
 
@@ -131,6 +134,30 @@ def test_a_mean_of_correlations_over_different_mixtures_goes_by_the_fewest() -> 
     assert covered == pytest.approx(0.935, abs=0.02)  # three standard errors
     p = jackknife_p_at_most(difference, plan, basis=basis)
     assert ((np.minimum(p, 1 - p) < 0.025) == ((low > 0) | (high < 0))).all()
+
+
+@pytest.mark.parametrize("data", ["normal", "t5"])
+def test_a_difference_of_an_r_over_twenty_mixtures_and_one_over_five_is_covered(data: str) -> None:
+    """3,000 differences of two r of 0 between scales: three standard errors are 0.012."""
+    draws = 3000
+    x = drawn(np.random.default_rng(4), (2, draws, 2), 20, 0.0, data)
+    x[0, :, :, 5:] = np.nan
+    panel = panel_of({"accuracy": np.ascontiguousarray(x.transpose(0, 2, 3, 1))}, ("A",) * draws)
+    plan = draw_resamples(20, 100, 0)
+    data_of = fixed_data(panel, plan, "pearson")
+    contrast = scale_contrast(transfer(data_of, "accuracy"))
+    (value_SC,), (basis,) = contrast.values.values(), contrast.basis.values()
+    low, high = jackknife_t(value_SC, plan, 0.95, basis).T
+    known = np.isfinite(low)
+    assert known.mean() > 0.9 and set(basis.n_S) == {5}
+    assert ((low <= 0) & (high >= 0))[known].mean() == pytest.approx(0.95, abs=0.014)
+    used, freedom = plan.units(draws, basis)
+    assert used.all() and set(freedom) == {3}
+    alike = panel_of(
+        {"accuracy": np.ascontiguousarray(x[1:].repeat(2, 0).transpose(0, 2, 3, 1)[..., :5])}, ("A",) * 5
+    )
+    complete = scale_contrast(transfer(fixed_data(alike, plan, "pearson"), "accuracy"))
+    assert set(plan.units(5, complete.basis["2B"])[1]) == {19}
 
 
 @pytest.mark.parametrize(("mixtures", "known"), [(20, 5), (12, 9), (12, 12)])

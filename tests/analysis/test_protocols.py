@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -94,6 +95,32 @@ def test_a_resample_without_spread_in_a_benchmark_averages_the_others() -> None:
     np.testing.assert_allclose(
         everything[known.all(axis=0)], single.values["1B"][:, known.all(axis=0)].mean(axis=0)
     )
+
+
+@pytest.mark.parametrize(("benchmarks", "said"), [(1, "0 pairs have"), (2, "1 pair has"), (3, "")])
+def test_similarity_of_matrices_takes_three_pairs(benchmarks: int, said: str) -> None:
+    """Two would have an r of 1 or -1 with each other."""
+    panel = make()
+    names = [f"a{b}" for b in range(4)]
+    index = range(benchmarks)
+    few = replace(
+        panel,
+        benchmarks=tuple(names[:benchmarks]),
+        categories=("A",) * benchmarks,
+        values={q: x[..., index].copy() for q, x in panel.values.items()},
+        row=panel.row[..., index],
+        n_items=panel.n_items[index],
+    )
+    plan = draw_resamples(9, 100, seed=3)
+    *_, group = matrices(fixed_data(few, plan, "pearson"), "accuracy")
+    (found,), (note,) = group.values["1B"], group.notes["1B"]
+    assert np.isfinite(found[0]) != bool(said)
+    assert note.text == (f"{said} an r at both stages, 3 are needed" if said else "")
+    if benchmarks == 3:  # one of three pairs lost
+        few.values["accuracy"][1, 0, 5:, 0] = np.nan
+        few.values["accuracy"][1, 0, :4, 1] = np.nan
+        *_, group = matrices(fixed_data(few, plan, "pearson"), "accuracy")
+        assert np.isnan(group.values["1B"][0]).all() and "2 pairs have" in group.notes["1B"][0].text
 
 
 def test_coherence_averages_the_pairs_that_a_resample_defines() -> None:

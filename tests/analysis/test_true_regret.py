@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import planted
 import pytest
 import scipy.stats as st
 
-from evalengine.analysis.data.panel import load_panel
+from evalengine import store
+from evalengine.analysis.data.panel import Blocks, load_panel
 from evalengine.analysis.estimates.groups import Label, Note
 from evalengine.analysis.protocols import noise, true_regret
 from evalengine.analysis.protocols.noise import ItemNoise, Measured
@@ -187,6 +189,87 @@ def test_rows_average_the_posteriors(study: StudyData) -> None:
     assert (row.estimate, row.low, row.high) == pytest.approx(expected)
     best = rows["1B", "Commonsense", "mean of 2", TOP1_JUDGED]
     assert best.estimate == pytest.approx(np.mean([one.best for one in found])) and math.isnan(best.low)
+
+
+def of_the_model(
+    right_TMI: np.ndarray, block: np.ndarray, draws: int
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Posterior losses of the choice by measured and by true values, and how probably the former is the best, from the answers:
+    covariances by SciPy, all true values of a draw at once by the precision of their joint normal distribution."""
+    _, M, items = right_TMI.shape
+    groups = (block[:, None] == np.unique(block)).astype(float)
+    centre = np.eye(M) - groups @ np.linalg.inv(groups.T @ groups) @ groups.T
+    freedom = M - groups.shape[1]
+    rest = np.einsum("mn,tni->tmi", centre, right_TMI)
+    rest -= rest.mean(axis=2, keepdims=True)
+    noise = np.einsum("tmi,umi->tu", rest, rest) / (freedom * (items - 1) * items)
+    x = right_TMI.mean(axis=2)
+    every = st.invwishart(freedom, x @ centre @ x.T).rvs(60 * draws, random_state=1)
+    every = every[np.linalg.eigvalsh(every - noise)[:, 0] > 0][:draws]
+    assert len(every) == draws
+    inner = np.kron(np.eye(M), np.linalg.inv(noise))
+    precision = inner + np.einsum("mn,dtu->dmtnu", centre, np.linalg.inv(every - noise)).reshape(
+        draws, 2 * M, 2 * M
+    )
+    root = np.linalg.cholesky(np.linalg.inv(precision))
+    mean = np.linalg.solve(precision, np.tile((inner @ x.T.ravel())[:, None], (draws, 1, 1)))
+    true = (mean + root @ np.random.default_rng(2).normal(size=(draws, 2 * M, 1))).reshape(draws, M, 2)
+    before, after = true[..., 0], true[..., 1]
+    chosen = np.isclose(x[0], x[0].max())
+    judged = after.max(axis=1) - after[:, chosen].mean(axis=1)
+    by_true = after.max(axis=1) - after[np.arange(draws), before.argmax(axis=1)]
+    return judged, by_true, float(chosen[after.argmax(axis=1)].mean() / chosen.sum())
+
+
+@pytest.mark.parametrize("blocks", ["", "aabbb", "aaabbb"])
+def test_rows_are_those_of_the_model_from_the_answers_themselves(tmp_path: Path, blocks: str) -> None:
+    """Five mixtures, or blocks of two and three; without blocks one benchmark has four."""
+    names = planted.MIXTURES[: len(blocks) or 5]
+    planted.write_study(
+        tmp_path, dict.fromkeys(planted.BENCHMARKS, 0.8), items=200, scales=("1B",), mixtures=names
+    )
+    if not blocks:
+        (tmp_path / f"1B-{names[1]}-pt" / "rte.arrow").unlink()
+    panel = load_panel(tmp_path)
+    if blocks:
+        panel = replace(panel, blocks=Blocks("source", tuple(blocks)))
+    plan = draw_resamples(len(names), 200, 0, panel.block_M)
+    study = StudyData(fixed_data(panel, plan, "pearson"), plan, CorrelateOptions())
+    rows = list(true_regret.rows(study, "accuracy", known_noise(study, "accuracy")))
+    draws, compared = 4000, 0
+    for benchmark in panel.benchmarks:
+        there = [
+            m
+            for m in names
+            if all((tmp_path / f"1B-{m}-{t}" / f"{benchmark}.arrow").exists() for t in ("pt", "sft"))
+        ]
+        tables = [
+            [store.read(tmp_path / f"1B-{m}-{t}" / f"{benchmark}.arrow") for m in there]
+            for t in ("pt", "sft")
+        ]
+        right = np.array(
+            [
+                [np.array(t["loglik"].to_pylist()).argmax(axis=1) == t["gold"].to_numpy() for t in of_stage]
+                for of_stage in tables
+            ],
+            dtype=float,
+        )
+        block = np.array([ord((blocks or "aaaaa")[names.index(m)]) for m in there])
+        *both, best = of_the_model(right, block, draws)
+        mine = {row.other: row for row in rows if row.name == benchmark}
+        for found, row in zip(both, (mine[REGRET_JUDGED], mine[REGRET]), strict=True):
+            if math.isnan(row.estimate):  # seldom more than noise
+                continue
+            error = found.std() * math.sqrt(1 / true_regret.DRAWS + 1 / draws)
+            assert abs(row.estimate - found.mean()) < 4 * error and row.n == len(there)
+            for end, share in ((row.low, 0.025), (row.high, 0.975)):
+                slack = 4 * math.sqrt(share * (1 - share) * (1 / true_regret.DRAWS + 1 / draws))
+                assert (found < end).mean() - slack < share < (found <= end).mean() + slack
+            compared += 1
+        if TOP1_JUDGED in mine:
+            error = math.sqrt(0.25 * (1 / true_regret.DRAWS + 1 / draws))
+            assert abs(mine[TOP1_JUDGED].estimate - best) < 4 * error
+    assert compared >= 8
 
 
 def test_a_mean_above_its_interval_is_explained(study: StudyData) -> None:
