@@ -76,7 +76,8 @@ def test_a_full_disk_ends_the_run_and_the_next_one_finishes_it(
     done = files(out)
     assert 0 < len(done) < len(expected) and all(expected[name] == content for name, content in done.items())
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
-    assert score(ckpts, bench, out, *RAY) == 0
+    with one_thread():  # test_driver.py goes on with Ray
+        assert score(ckpts, bench, out) == 0
     assert files(out) == expected
 
 
@@ -84,7 +85,7 @@ def test_a_worker_whose_memory_runs_out_scores_in_smaller_batches(
     ckpts: list[Path], bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = odd(ckpts[0], tmp_path / ckpts[0].name, 1100, 'raise RuntimeError("not enough memory: 1 byte")')
-    given = ("--benchmarks", "multirc,copa", "--trust-remote-code", "--json")
+    given = ("--workers", 1, "--benchmarks", "multirc,copa", "--trust-remote-code", "--json")
     assert score([small], bench, tmp_path / "ray", *RAY, *given) == 0
     (report,) = json.loads(capsys.readouterr().out)["checkpoints"]
     assert report["scored"] == 2 and any("--batch-tokens 1024" in note for note in report["notes"])
@@ -136,7 +137,7 @@ def test_a_worker_that_hangs_is_replaced(
     stopper = threading.Thread(target=stop)
     stopper.start()
     try:
-        assert score(ckpts, bench, out, *RAY, "--hang-after", 0.2) == 0
+        assert score(ckpts, bench, out, *RAY, "--hang-after", 0.1) == 0
     finally:
         running.clear()
         stopper.join(60)

@@ -419,27 +419,42 @@ def test_lm_evals_own_command_runs_on_this_engine(tmp_path: Path, checkpoint: Pa
     assert 0 <= json.loads(results.read_text())["results"]["own"]["acc,none"] <= 1
 
 
-def test_a_refusal_inside_lm_evals_own_command_is_one_sentence(tmp_path: Path, checkpoint: Path) -> None:
-    given = ("--model", "evalengine", "--tasks", "arc_easy", "--model_args")
-    done = own_command(*given, f"pretrained={tmp_path / 'none'}")
-    assert done.returncode == 1 and "evalengine: no such checkpoint" in done.stderr
+def test_without_a_network_lm_evals_own_command_says_so_in_one_sentence(checkpoint: Path) -> None:
+    """Where its tasks' data cannot be had."""
+    given = ("--model", "evalengine", "--tasks", "arc_easy", "--model_args", f"pretrained={checkpoint}")
+    done = own_command(*given)
+    says = "evalengine: lm-eval cannot read what it needs (Couldn't reach 'allenai/ai2_arc'"
+    assert done.returncode == 1 and says in done.stderr
     assert "Traceback" not in done.stderr
-    assert "--model" in own_command("run", "--help").stdout, "lm-eval's own help"
 
 
 @pytest.mark.parametrize(
     ("task", "model_args", "says"),
     [
-        ("arc_easy", "pretrained={}", "lm-eval cannot read what it needs (Couldn't reach 'allenai/ai2_arc'"),
+        ("arc_easy", "pretrained=/nowhere/none", "no such checkpoint"),
         ("nonsense", "pretrained={}", "lm-eval stopped: ValueError: Tasks not found: nonsense"),
         ("arc_easy", "dtype=float32", "--model_args names no checkpoint: add pretrained=DIR"),
     ],
 )
 def test_what_stops_lm_evals_own_command_is_one_sentence(
-    checkpoint: Path, task: str, model_args: str, says: str
+    checkpoint: Path,
+    task: str,
+    model_args: str,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Without a network above all, where its tasks' data cannot be had."""
+    monkeypatch.setattr(sys, "argv", sys.argv)  # the command sets it for lm-eval
     given = ("--model", "evalengine", "--tasks", task, "--model_args", model_args.format(checkpoint))
-    done = own_command(*given)
-    assert done.returncode == 1 and f"evalengine: {says}" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert main(["lm-eval", *given]) == 1
+    said = capsys.readouterr().err
+    assert f"evalengine: {says}" in said and "Traceback" not in said
+
+
+def test_the_help_is_lm_evals_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    with pytest.raises(SystemExit) as ended:
+        main(["lm-eval", "run", "--help"])
+    assert not ended.value.code and "--model" in capsys.readouterr().out
