@@ -67,7 +67,7 @@ def case(path: Path) -> Case:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_scores_are_those_of_a_plain_forward(family: list[Case], dtype: str) -> None:
-    backend = contract.engine(dtype, batch_tokens=512)
+    backend = contract.engine(dtype, batch_tokens=256)
     for case in family:
         parts = (case.few.sequences, case.shots.sequences)
         scores = contract.score(backend, case.path, *parts)
