@@ -57,7 +57,9 @@ def test_a_study_on_ray_has_the_weights_of_one_machine_though_a_worker_is_killed
         killer.join(60)
     printed = capsys.readouterr()
     assert killed and "the worker of S-m" in printed.err
-    assert set(weights(out)) == {f"S-{mixture}-{stage}" for mixture in ("m1", "m2") for stage in raw["stages"]}
+    assert set(weights(out)) == {
+        f"S-{mixture}-{stage}" for mixture in ("m1", "m2") for stage in raw["stages"]
+    }
     assert weights(out) == weights(tmp_path / "plain")
     assert main([*given, "--out", str(out), *RAY]) == 0
     assert "0 checkpoints trained, 6 were finished before" in capsys.readouterr().out

@@ -255,9 +255,7 @@ def test_a_second_process_on_the_store(refused: Callable[..., str], good: Path, 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
-def test_a_full_disk(
-    good: Path, bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_full_disk(good: Path, bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = tmp_path / "small"
     small.mkdir()
     if subprocess.run(

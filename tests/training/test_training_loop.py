@@ -248,7 +248,10 @@ def test_a_run_killed_with_sigkill_goes_on_with_the_same_bits(tmp_path: Path):
         assert process.wait(60) == -signal.SIGKILL
         assert (tmp_path / "state.pt").is_file()
     fit(
-        model(), Synthetic(60), SETTINGS, Place(state=tmp_path / "state.pt", log=tmp_path / "log", save_every_s=0)
+        model(),
+        Synthetic(60),
+        SETTINGS,
+        Place(state=tmp_path / "state.pt", log=tmp_path / "log", save_every_s=0),
     )
     assert losses(tmp_path / "log") == losses(tmp_path / "whole")
 
