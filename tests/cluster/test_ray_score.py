@@ -86,30 +86,6 @@ def test_a_worker_killed_with_sigkill_costs_only_its_unit(
     assert files(out) == files(reference)
 
 
-def test_a_checkpoint_that_kills_its_workers_is_set_aside_and_the_others_finish(
-    ckpts: list[Path], bench: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Its own code kills the process that builds it; corrupt weights beside it fail once, at once."""
-    lethal, corrupt, out = tmp_path / "lethal-a-pt", tmp_path / "corrupt-a-pt", tmp_path / "scores"
-    shutil.copytree(ckpts[0], lethal)
-    shutil.copytree(ckpts[0], corrupt)
-    config = json.loads((lethal / "config.json").read_text())
-    config["auto_map"] = {"AutoModelForCausalLM": "lethal.Lethal"}
-    (lethal / "config.json").write_text(json.dumps(config))
-    (lethal / "lethal.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
-    with (corrupt / "model.safetensors").open("r+b") as handle:
-        handle.truncate(5_000)
-    assert score([lethal, corrupt, *ckpts[:2]], bench, out, *RAY, "--trust-remote-code", "--json") == 1
-    printed = capsys.readouterr()
-    report = {c["checkpoint"]: c for c in json.loads(printed.out)["checkpoints"]}
-    assert "is set aside: it failed 3 times" in report["lethal-a-pt"]["failure"]
-    assert "truncated or corrupt" in report["corrupt-a-pt"]["failure"]
-    assert printed.err.count("ended during lethal-a-pt") == 3
-    assert "corrupt-a-pt" not in printed.err
-    expected = {k: v for k, v in files(reference).items() if k.startswith("240M-v1p0")}
-    assert files(out) == expected
-
-
 def test_a_store_of_other_options_is_refused_for_each_checkpoint(
     ckpts: list[Path], bench: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
