@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,17 @@ def lines_not_json() -> None:
     from evalengine import console
 
     console.set_json(False)
+
+
+@pytest.fixture(scope="session")
+def forked_workers() -> Iterator[None]:
+    """Training workers of this process start at once: see forked.py."""
+    from evalengine.training import workers
+    from forked import context
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "mp", context())
+        yield
 
 
 @pytest.fixture(scope="session")

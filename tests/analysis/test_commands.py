@@ -34,6 +34,14 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two benchmarks at one scale: all tables, and pages that are drawn quickly."""
+    folder = tmp_path_factory.mktemp("few")
+    planted.write_study(folder, {"hellaswag": 0.8, "piqa": 0.5}, items=40, scales=["1B"])
+    return folder
+
+
 def test_files_agree_with_each_other(
     scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,14 +93,14 @@ def test_every_finite_estimate_has_an_interval_and_n(scores: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("place", [0, 4, 30])
 def test_tables_of_two_runs_never_stand_beside_a_manifest(
-    scores: Path,
+    few: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     place: int,
 ) -> None:
     """A second run stops while its tables move into place: analysis.json is gone until a run has come to its end."""
-    run = ["correlate", str(scores), "--bootstrap", "200", "--json", "--out", str(tmp_path)]
+    run = ["correlate", str(few), "--bootstrap", "200", "--json", "--out", str(tmp_path)]
     assert main([*run, "--seed", "1"]) == 0
     move, moved = os.replace, []
 
@@ -166,9 +174,9 @@ def test_what_is_resampled_is_said(scores: Path, tmp_path: Path, capsys: pytest.
 
 @pytest.mark.parametrize(("level", "said"), [("0.999", "99.9%"), ("0.975", "97.5%"), ("0.57", "57%")])
 def test_the_level_is_printed_as_it_is(
-    level: str, said: str, scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    level: str, said: str, few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = ["correlate", str(scores), "--out", str(tmp_path), "--bootstrap", "100", "--level", level]
+    run = ["correlate", str(few), "--out", str(tmp_path), "--bootstrap", "100", "--level", level]
     assert main(run) == 0
     assert f"[{said} interval]" in capsys.readouterr().out
     text = page(load_results(tmp_path))

@@ -149,7 +149,8 @@ def test_the_report_says_where_levels_or_blocks_of_correlate_and_explain_differ(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scores, out, study = tmp_path / "scores", tmp_path / "out", tmp_path / "study.yaml"
-    planted.write_study(scores, items=20, mixtures=(*MIXTURES, "f"), scales=["1B"])
+    benchmarks = {"hellaswag": 0.8, "piqa": 0.5}
+    planted.write_study(scores, benchmarks, items=20, mixtures=(*MIXTURES, "f"), scales=["1B"])
     study.write_text("blocks: {year: {a: 1, b: 1, c: 1, d: 2, e: 2, f: 2}}")
     within = ["--study", str(study), "--block", "year"]
     level = "The intervals of `evalengine explain` have the level 0.8, those of `evalengine correlate` 0.95."

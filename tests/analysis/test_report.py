@@ -39,10 +39,19 @@ needs_chromium = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An analysis of 20 benchmarks with everything in it, and its report."""
-    root = tmp_path_factory.mktemp("report")
     rng = np.random.default_rng(1)
     truth = {name: float(rng.uniform(-0.2, 0.98)) for name in CATEGORIES}
-    planted.write_study(root / "scores", truth, items=120, categories=CATEGORIES)
+    return reported(tmp_path_factory.mktemp("report"), truth, CATEGORIES)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of five benchmarks: as many kinds of tables and figures, which are drawn much sooner."""
+    return reported(tmp_path_factory.mktemp("small"), None, planted.BENCHMARKS)
+
+
+def reported(root: Path, truth: dict[str, float] | None, categories: dict[str, str]) -> Path:
+    planted.write_study(root / "scores", truth, items=120, categories=categories)
     analysis = analyse(load_panel(root / "scores"), CorrelateOptions(), from_sources(SHARES))
     analysis.write(root / "analysis")
     write_report(root / "analysis", root / "analysis")
@@ -117,9 +126,9 @@ def test_the_check_notices_what_it_is_for(folder: Path, tab: chromium.Page, styl
 
 
 @needs_chromium
-def test_names_from_outside_are_escaped(folder: Path, tab: chromium.Page, tmp_path: Path) -> None:
+def test_names_from_outside_are_escaped(small: Path, tab: chromium.Page, tmp_path: Path) -> None:
     evil = '<img src=x onerror="window.owned=1">'
-    text = {path.name: path.read_text() for path in folder.glob("*.json")}
+    text = {path.name: path.read_text() for path in small.glob("*.json")}
     for name, content in text.items():
         swapped = content.replace('"hellaswag"', json.dumps(evil)).replace(
             '"V1P0"', json.dumps("</script><b>")
@@ -213,8 +222,8 @@ def test_the_scale_of_fewest_mixtures_is_the_one_to_be_warned_of(tmp_path: Path)
     assert "with intervals over mixtures, n = 5 to 22." in page
 
 
-def test_figures(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written = write_figures(folder, tmp_path)
+def test_figures(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = write_figures(small, tmp_path)
     names = {path.stem for path in written}
     expected = {
         "category_transfer",
@@ -230,24 +239,24 @@ def test_figures(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert start.startswith(b"\x89PNG\r\n\x1a\n" if path.suffix == ".png" else b"%PDF-")
         assert path.stat().st_size > 3000
     with pytest.raises(UserError, match="choose from png, pdf, svg"):
-        write_figures(folder, tmp_path, ["gif"])
+        write_figures(small, tmp_path, ["gif"])
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for write in (write_figures, write_report):
         with pytest.raises(UserError, match=r"evalengine\[report\]"):
-            write(folder, tmp_path)
+            write(small, tmp_path)
 
 
-def test_a_report_leaves_nothing_of_an_earlier_one(folder: Path, tmp_path: Path) -> None:
+def test_a_report_leaves_nothing_of_an_earlier_one(small: Path, tmp_path: Path) -> None:
     """The first knows what the mixtures are made of, and so has more figures; files of others stay."""
     drawn, tables = tmp_path / "figures", tmp_path / "tables"
     drawn.mkdir()
     (drawn / "mine.png").write_bytes(b"")
-    write_figures(folder, drawn, ["svg"])
+    write_figures(small, drawn, ["svg"])
     tables.mkdir()
     (tables / "mine.tex").touch()
-    write_latex(folder, tables)
+    write_latex(small, tables)
     assert (drawn / "mixture_effect.svg").is_file() and (tables / "accuracy_240M.tex").is_file()
-    fewer = analyse(load_panel(folder.parent / "scores"), CorrelateOptions("300"))
+    fewer = analyse(load_panel(small.parent / "scores"), CorrelateOptions("300"))
     fewer._replace(method={**fewer.method, "scales": ["1B"]}).write(tmp_path / "fewer")
     figures = write_figures(tmp_path / "fewer", drawn, ["png"])
     assert {path.name for path in drawn.glob("[!.]*")} == {path.name for path in figures} | {"mine.png"}
@@ -260,10 +269,10 @@ def test_a_report_leaves_nothing_of_an_earlier_one(folder: Path, tmp_path: Path)
     assert (tmp_path / "fewer" / "analysis.json").is_file()
 
 
-def test_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["report", str(folder), "--out", str(tmp_path), "--figures", "none", "--json"]) == 0
+def test_command(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(small), "--out", str(tmp_path), "--figures", "none", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert Path(said["report"]).read_text() == (folder / "report.html").read_text()
+    assert Path(said["report"]).read_text() == (small / "report.html").read_text()
     assert main(["report", str(tmp_path / "nothing")]) == 1
     assert "no score store" in capsys.readouterr().err
     (tmp_path / "analysis.json").write_text("{")

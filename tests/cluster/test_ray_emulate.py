@@ -42,5 +42,6 @@ def test_a_cluster_writes_the_same_files(
     assert files(tmp_path / "spread") == files(tmp_path / "alone")
     for path in list((tmp_path / "spread").glob("2M-a-eft@1/*.arrow"))[:2]:
         path.unlink()
+    on[on.index("--workers") + 1] = "1"
     assert main(["emulate", *paths, *given, "--out", str(tmp_path / "spread"), *on]) == 0
     assert files(tmp_path / "spread") == files(tmp_path / "alone")

@@ -265,7 +265,7 @@ def test_a_second_process_on_the_store(refused: Callable[..., str], good: Path, 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
-def test_a_full_disk(good: Path, bench: Path, tmp_path: Path) -> None:
+def test_a_full_disk(good: Path, bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = tmp_path / "small"
     small.mkdir()
     if subprocess.run(
@@ -273,24 +273,14 @@ def test_a_full_disk(good: Path, bench: Path, tmp_path: Path) -> None:
     ).returncode:
         pytest.skip("cannot mount a tmpfs here")
     try:
-        command = [
-            sys.executable,
-            "-m",
-            "evalengine",
-            "score",
-            str(good),
-            "--data",
-            str(bench),
-            "--out",
-            str(small / "s"),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 1, done.stdout + done.stderr
-        assert "No space left" in done.stderr and "Traceback" not in done.stderr
+        command = ["score", str(good), "--data", str(bench), "--out", str(small / "s")]
+        assert main(command) == 1
+        said = capsys.readouterr().err
+        assert "No space left" in said and "Traceback" not in said
         kept = {p: p.read_bytes() for p in small.rglob("*.arrow")}
         assert kept and not list(small.rglob("*.tmp"))
         subprocess.run(["mount", "-o", "remount,size=50m", str(small)], check=True)
-        assert subprocess.run(command, capture_output=True).returncode == 0
+        assert main(command) == 0
         assert all(path.read_bytes() == content for path, content in kept.items())
         assert len(list(small.rglob("*.arrow"))) == 20
     finally:

@@ -54,18 +54,26 @@ def scored(file: Path) -> pa.Table:
     return pa.ipc.open_file(file.read_bytes()).read_all()
 
 
-def logprobs(paths: dict[str, Path], weights: dict[str, float], bench: Path, benchmark: str) -> np.ndarray:
-    """The definition: for every choice, the sum over its tokens of log softmax(sum of weighted logits), in float64."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def loaded(paths: dict[str, Path]) -> dict[str, Any]:
+    """Models in float64, by their names."""
+    from transformers import AutoModelForCausalLM
+
+    return {
+        name: AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64).eval()
+        for name, path in paths.items()
+    }
+
+
+def logprobs(
+    models: dict[str, Any], combinations: Sequence[dict[str, float]], bench: Path, benchmark: str
+) -> np.ndarray:
+    """The definition: for every choice, the sum over its tokens of log softmax(sum of weighted logits), in float64; a row
+    for each combination of weights."""
+    from transformers import AutoTokenizer
 
     from evalengine.benchmarks import BENCHMARKS, load_items
 
-    models = {
-        name: AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64).eval()
-        for name, path in paths.items()
-        if name in weights
-    }
-    tokenizer = AutoTokenizer.from_pretrained(next(iter(paths.values())))
+    tokenizer = AutoTokenizer.from_pretrained(next(iter(models.values())).name_or_path)
     encoded = encode(
         load_items(BENCHMARKS[benchmark], bench, limit=12),
         Encoder(tokenizer, window_of(next(iter(models.values())).config)),
@@ -74,12 +82,13 @@ def logprobs(paths: dict[str, Path], weights: dict[str, float], bench: Path, ben
     for s in range(len(encoded.sequences)):
         ids = torch.from_numpy(encoded.sequences.tokens(s).astype(np.int64))[None]
         with torch.no_grad():
-            z = sum(weights[name] * model(ids[:, :-1]).logits[0] for name, model in models.items())
+            logits = {name: model(ids[:, :-1]).logits[0] for name, model in models.items()}
         start = int(encoded.sequences.start[s])
         targets = ids[0, start:]
-        rows = torch.log_softmax(z[start - 1 :], -1)
-        found.append(float(rows[torch.arange(len(targets)), targets].sum()))
-    return np.array(found)[encoded.sequence_C]
+        z = [sum(weight * logits[name] for name, weight in weights.items()) for weights in combinations]
+        rows = torch.log_softmax(torch.stack(z)[:, start - 1 :], -1)
+        found.append(rows[:, torch.arange(len(targets)), targets].sum(1).numpy())
+    return np.array(found).T[:, encoded.sequence_C]
 
 
 def stored(out: Path, name: str, benchmark: str) -> np.ndarray:
@@ -99,11 +108,13 @@ def test_the_definition_in_float64(kind: str, large: dict[str, Any], bench: Path
     out = tmp_path / "scores"
     given = ("--data", bench, "--benchmarks", BENCHMARKS, "--limit", 12, "--out", out)
     assert run("emulate", *paths.values(), *given, "--beta=0,0.5,1,-1") == 0
+    models = loaded(paths)
     for base, tuned, ref in (("2M-a-pt", "1M-a-sft", "1M-a-pt"), ("1M-a-pt", "2M-a-sft", "2M-a-pt")):
         for benchmark in BENCHMARKS.split(","):
             own = stored(out, base, benchmark)
-            for beta in BETAS:
-                truth = logprobs(paths, {base: 1.0, tuned: beta, ref: -beta}, bench, benchmark)
+            combinations = [{base: 1.0, tuned: beta, ref: -beta} for beta in BETAS]
+            truths = logprobs(models, combinations, bench, benchmark)
+            for beta, truth in zip(BETAS, truths, strict=True):
                 name = f"{base[:-2]}eft@{beta:g}"
                 np.testing.assert_allclose(stored(out, name, benchmark), truth, atol=2e-4, rtol=2e-5)
                 if beta == 0.0:
@@ -161,7 +172,8 @@ def test_bfloat16_is_within_its_error(bench: Path, tmp_path: Path) -> None:
     paths = dict(zip(NAMES, make(tmp_path, "gemma2"), strict=True))
     given = ("--data", bench, "--benchmarks", "wic", "--limit", 12, "--dtype", "bfloat16")
     assert run("emulate", *paths.values(), *given, "--out", tmp_path / "scores") == 0
-    truth = logprobs(paths, {"2M-a-pt": 1.0, "1M-a-sft": 1.0, "1M-a-pt": -1.0}, bench, "wic")
+    weights = {"2M-a-pt": 1.0, "1M-a-sft": 1.0, "1M-a-pt": -1.0}
+    (truth,) = logprobs(loaded(paths), [weights], bench, "wic")
     found = stored(tmp_path / "scores", "2M-a-eft", "wic")
     # three models' rounding, of 2^-8 each in hidden states of order 1
     assert np.abs(found - truth).max() < 0.5

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -377,12 +379,27 @@ def test_tasks_that_are_no_multiple_choice_are_refused(small_world: Path) -> Non
         load_tasks("nonsense", manager=Manager())
 
 
+@pytest.fixture(scope="module")
+def inside() -> Iterator[None]:
+    """lm-eval's own command in this process: it reads its thousands of tasks once, and logs as the others here do."""
+    import lm_eval.utils
+    from lm_eval.tasks.manager import TaskIndex
+
+    one = functools.cache(lambda path: TaskIndex.build([path]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lm_eval.utils, "_LOGGING_CONFIGURED", True)
+        merged = staticmethod(lambda paths: {k: v for path in paths for k, v in one(path).items()})
+        patch.setattr("lm_eval.tasks.manager.TaskIndex", type("Read", (), {"build": merged}))
+        patch.setattr(sys, "argv", sys.argv)  # the command sets it for lm-eval
+        yield
+
+
 def own_command(*arguments: object) -> subprocess.CompletedProcess[str]:
     run = [sys.executable, "-m", "evalengine", "lm-eval", *map(str, arguments)]
     return subprocess.run(run, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
 
 
-def test_lm_evals_own_command_runs_on_this_engine(tmp_path: Path, checkpoint: Path) -> None:
+def test_lm_evals_own_command_runs_on_this_engine(inside: None, tmp_path: Path, checkpoint: Path) -> None:
     (tmp_path / "own.jsonl").write_text(
         "".join(
             json.dumps({"q": f"The sun is {i}", "c": [" up", " down"], "gold": i % 2}) + "\n"
@@ -413,33 +430,44 @@ def test_lm_evals_own_command_runs_on_this_engine(tmp_path: Path, checkpoint: Pa
         "--include_path",
         tmp_path,
     )
-    done = own_command(*given, "--model_args", f"pretrained={checkpoint}", "--output_path", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
+    given += ("--model_args", f"pretrained={checkpoint}", "--output_path", tmp_path / "out")
+    assert main(["lm-eval", *map(str, given)]) == 0
     (results,) = (tmp_path / "out").rglob("results*.json")
     assert 0 <= json.loads(results.read_text())["results"]["own"]["acc,none"] <= 1
 
 
-def test_a_refusal_inside_lm_evals_own_command_is_one_sentence(tmp_path: Path, checkpoint: Path) -> None:
-    given = ("--model", "evalengine", "--tasks", "arc_easy", "--model_args")
-    done = own_command(*given, f"pretrained={tmp_path / 'none'}")
-    assert done.returncode == 1 and "evalengine: no such checkpoint" in done.stderr
+def test_without_a_network_lm_evals_own_command_says_so_in_one_sentence(checkpoint: Path) -> None:
+    """Where its tasks' data cannot be had."""
+    given = ("--model", "evalengine", "--tasks", "arc_easy", "--model_args", f"pretrained={checkpoint}")
+    done = own_command(*given)
+    says = "evalengine: lm-eval cannot read what it needs (Couldn't reach 'allenai/ai2_arc'"
+    assert done.returncode == 1 and says in done.stderr
     assert "Traceback" not in done.stderr
-    assert "--model" in own_command("run", "--help").stdout, "lm-eval's own help"
 
 
 @pytest.mark.parametrize(
     ("task", "model_args", "says"),
     [
-        ("arc_easy", "pretrained={}", "lm-eval cannot read what it needs (Couldn't reach 'allenai/ai2_arc'"),
+        ("arc_easy", "pretrained=/nowhere/none", "no such checkpoint"),
         ("nonsense", "pretrained={}", "lm-eval stopped: ValueError: Tasks not found: nonsense"),
         ("arc_easy", "dtype=float32", "--model_args names no checkpoint: add pretrained=DIR"),
     ],
 )
 def test_what_stops_lm_evals_own_command_is_one_sentence(
-    checkpoint: Path, task: str, model_args: str, says: str
+    checkpoint: Path,
+    task: str,
+    model_args: str,
+    says: str,
+    inside: None,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Without a network above all, where its tasks' data cannot be had."""
     given = ("--model", "evalengine", "--tasks", task, "--model_args", model_args.format(checkpoint))
-    done = own_command(*given)
-    assert done.returncode == 1 and f"evalengine: {says}" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert main(["lm-eval", *given]) == 1
+    said = capsys.readouterr().err
+    assert f"evalengine: {says}" in said and "Traceback" not in said
+
+
+def test_the_help_is_lm_evals_own(inside: None, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["lm-eval", "run", "--help"])
+    assert not ended.value.code and "--model" in capsys.readouterr().out

@@ -51,7 +51,7 @@ def call(x: Problem, device: str, tile: Any = None, **options: Any) -> TargetLog
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("n", "v", "d"), [(1, 2, 33), (7, 255, 96), (255, 507, 33)])
+@pytest.mark.parametrize(("n", "v", "d"), [(1, 2, 33), (7, 255, 96), (131, 507, 33)])
 def test_target_logprobs_in_its_shipped_configuration(
     n: int, v: int, d: int, dtype: torch.dtype, device: str
 ) -> None:
@@ -131,22 +131,36 @@ def test_indices_out_of_range_give_nan(
     assert nothing.logprob_T.isnan().all() and not nothing.greedy_T.any()
 
 
+@pytest.fixture
+def small_slices(device: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The module of the slices, which the interpreter runs with a sixteenth of the rows and columns: as many blocks."""
+    from evalengine.kernels import float32_slices_triton as module
+
+    if device == "cuda":
+        yield module
+        return
+    for name in ("BLOCK_N", "BLOCK_V", "SLICE_V"):
+        monkeypatch.setattr(module, name, getattr(module, name) // 16)
+    module._launcher.cache_clear()
+    yield module
+    module._launcher.cache_clear()
+
+
 @pytest.mark.parametrize("softcap", [None, 20.0])
 def test_float32_beyond_one_slice_of_the_vocabulary_and_one_block_of_rows(
-    softcap: float | None, device: str
+    softcap: float | None, device: str, small_slices: Any
 ) -> None:
-    from evalengine.kernels.float32_slices_triton import BLOCK_N, BLOCK_V, SLICE_V
-
-    n, v = BLOCK_N + 2, SLICE_V + BLOCK_V + 7
-    assert SLICE_V % BLOCK_V, "the last block of a slice is partial"
+    block_n, block_v, slice_v = small_slices.BLOCK_N, small_slices.BLOCK_V, small_slices.SLICE_V
+    n, v = block_n + 2, slice_v + block_v + 7
+    assert slice_v % block_v, "the last block of a slice is partial"
     x = exact(problem(n, v, 8, torch.float32))
     bias_V = torch.randn(v, generator=torch.Generator().manual_seed(1))
-    bias_V[BLOCK_V : 2 * BLOCK_V] = -torch.inf if softcap is None else 0.0
+    bias_V[block_v : 2 * block_v] = -torch.inf if softcap is None else 0.0
     x = x._replace(token_T=torch.where(bias_V[x.token_T].isfinite(), x.token_T, 1))
     x = Problem(*x[:2], x.row_T[n:], x.token_T[n:])
     ours = call(x, device, bias_V=bias_V, softcap=softcap)
     assert_no_worse(ours, x, bias_V=bias_V, softcap=softcap)
-    for rows in ([n - 1], [3, BLOCK_N + 1, 0]):
+    for rows in ([n - 1], [3, block_n + 1, 0]):
         part = Problem(x.h_ND[rows], x.w_VD, torch.arange(len(rows)), x.token_T[rows])
         alone = call(part, device, bias_V=bias_V, softcap=softcap)
         assert torch.equal(alone.logprob_T, ours.logprob_T[rows])
@@ -288,11 +302,11 @@ def test_linear_cross_entropy(
 
     options = dict(options)
     bias, reduction = options.pop("bias", False), options.pop("reduction", "mean")
-    leaves, target_N = case(40, 1100, 90, dtype, bias)
+    leaves, target_N = case(14, 1100, 90, dtype, bias)
     weight_N = row_weights(target_N) if options.pop("weights", False) else None
-    assert 0 < triton.own_columns(40, 1100, 90) < 1100, "two parts"
+    assert 0 < triton.own_columns(14, 1100, 90) < 1100, "two parts"
     if chunks == 2:
-        monkeypatch.setattr(triton, "LOGITS_BYTES", 24 * 1100 * leaves[0].element_size())
+        monkeypatch.setattr(triton, "LOGITS_BYTES", 8 * 1100 * leaves[0].element_size())
         monkeypatch.setattr(triton, "ROWS", 8)
 
     def reference(inputs: list[Tensor]) -> list[Tensor]:

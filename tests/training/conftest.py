@@ -15,6 +15,11 @@ from evalengine.training.data.sources import text_documents
 from evalengine.training.data.tokenizer import Tokenizer
 
 
+@pytest.fixture(autouse=True, scope="session")
+def quick_workers(forked_workers: None) -> None:
+    pass
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     before = torch.get_num_threads()

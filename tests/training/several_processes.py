@@ -1,4 +1,4 @@
-"""What each process of the tests of data parallelism runs, under torchrun: MODE FOLDER."""
+"""What each process of the tests of data parallelism runs, under torchrun: FOLDER."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from evalengine.training.fitting.loop import fit, mean_loss
 from evalengine.training.fitting.parallel import SINGLE, DataParallel, ProcessGroup, leave
 from evalengine.training.fitting.state import Place
 
+MODES = ("ddp", "fsdp")
 STEPS, STOPPED = 6, 4
 LEAN = replace(SETTINGS, micro_rows=2, z_loss=1e-3)
 
@@ -45,8 +46,7 @@ def stopped_run(folder: Path, group: ProcessGroup = SINGLE) -> None:
     raise AssertionError("it did not stop")
 
 
-def main(mode: str, folder: Path) -> None:
-    torch.set_num_threads(1)
+def runs(mode: str, folder: Path) -> None:
     group = DataParallel("cpu", mode)
     model = Decoder(SHAPE)
     wrapped = group.wrap(model)
@@ -61,8 +61,14 @@ def main(mode: str, folder: Path) -> None:
         torch.save(model.state_dict(), folder / "resumed/weights.pt")
     whole_run(folder / "from_single", group, state=folder / "from_single/state.pt")
     stopped_run(folder / "for_single", group)
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    for mode in MODES:
+        runs(mode, folder / mode)
     leave(0)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(Path(sys.argv[1]))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from several_processes import STEPS, STOPPED, stopped_run, whole_run
+from several_processes import MODES, STEPS, STOPPED, stopped_run, whole_run
 from test_training_loop import losses
 
 from evalengine.training.fitting.parallel import SHARD_FROM
@@ -17,14 +17,16 @@ from evalengine.training.prepare import shape_of
 from evalengine.training.study import load
 
 
-@pytest.fixture(scope="module", params=["ddp", "fsdp"])
-def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp(request.param)
-    stopped_run(folder / "from_single")
+@pytest.fixture(scope="module")
+def ran_both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for each way, written by the same two processes."""
+    folder = tmp_path_factory.mktemp("several")
+    for mode in MODES:
+        stopped_run(folder / mode / "from_single")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = Path(__file__).with_name("several_processes.py")
     done = subprocess.run(
-        [*command, str(script), request.param, str(folder)],
+        [*command, str(script), str(folder)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -32,6 +34,11 @@ def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     )
     assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.fixture(scope="module", params=MODES)
+def ran(request: pytest.FixtureRequest, ran_both: Path) -> Path:
+    return ran_both / request.param
 
 
 @pytest.fixture(scope="module")

@@ -247,8 +247,11 @@ def test_a_run_killed_with_sigkill_goes_on_with_the_same_bits(tmp_path: Path):
         process.send_signal(signal.SIGKILL)
         assert process.wait(60) == -signal.SIGKILL
         assert (tmp_path / "state.pt").is_file()
-    subprocess.run(
-        [sys.executable, str(script)], check=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    fit(
+        model(),
+        Synthetic(60),
+        SETTINGS,
+        Place(state=tmp_path / "state.pt", log=tmp_path / "log", save_every_s=0),
     )
     assert losses(tmp_path / "log") == losses(tmp_path / "whole")
 
