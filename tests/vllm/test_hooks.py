@@ -134,9 +134,8 @@ def ordinary() -> frozenset[str]:
     types += [multiprocessing.Process, importlib.machinery.ModuleSpec, os.stat_result]
     found = {name for kind in types for name in dir(kind)}
     text = "\n".join(path.read_text("utf-8") for path in USERS)
-    modules = (
-        ENGINE / f"{m.replace('.', '/')}.py" for m in re.findall(r"from evalengine\.([\w.]+) import", text)
-    )
+    named = [ENGINE / m.replace(".", "/") for m in re.findall(r"from evalengine\.([\w.]+) import", text)]
+    modules = [file for m in named for file in (m.with_suffix(".py"), m / "__init__.py")]
     for path in (*USERS, *modules, *ENGINE.parent.glob("kernels/*.py")):
         for node in ast.walk(tree(path)) if path.is_file() else ():
             if isinstance(node, (ast.ClassDef, *hooks.FUNCTIONS)):
