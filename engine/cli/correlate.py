@@ -148,10 +148,8 @@ def show_transfer(analysis: Analysis, quantity: str) -> None:
         shown.columns,
         rows,
         left=shown.texts,
-        caption=plain(
-            f"{method['resamples']:,} resamples of the {method['resampled']} ({method['resampling']}), {n_words(found)} "
-            f"mixtures. An interval that contains 0 does not show any transfer. {words(results, quantity)}"
-        ),
+        caption=f"{method['resamples']:,} resamples of the {method['resampled']} ({method['resampling']}), {n_words(found)} "
+        f"mixtures. An interval that contains 0 does not show any transfer. {words(results, quantity)}",
         optional=("r without noise", "n", "items", "ceiling", "p", "q"),
     )
     reasons: dict[str, dict[str, list[str]]] = {}  # a note -> of what -> at which scales

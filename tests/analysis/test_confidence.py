@@ -182,7 +182,7 @@ def test_disagreements_are_signs_and_verdicts(tmp_path: Path) -> None:
     assert disagreements(with_({})) == []
     assert disagreements(with_({"estimate": -0.1})) == []  # neither interval excludes 0
     assert disagreements(with_({"estimate": -0.6, "low": -0.9, "high": -0.1})) == [
-        "piqa (1B: r = -0.60 against +0.10)"
+        "piqa (1B: r = −0.60 against +0.10)"
     ]
     assert disagreements(with_({}, "reliable")) == ["rte (undecided against reliable)"]
     (agree,), (differ,) = (list(claims(with_({}, verdict))) for verdict in ("undecided", "reliable"))
