@@ -151,7 +151,7 @@ def test_a_worker_that_hangs_is_replaced(
     stopper = threading.Thread(target=stop)
     stopper.start()
     try:
-        assert score(ckpts, bench, out, *RAY, "--hang-after", 0.1) == 0
+        assert score(ckpts, bench, out, *RAY, "--hang-after", 0.2) == 0
     finally:
         running.clear()
         stopper.join(60)
