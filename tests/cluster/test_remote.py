@@ -155,7 +155,7 @@ def test_another_process_has_the_files_while_this_one_scores(ckpts: list[Path]) 
     mine = remote.fetch(checkpoint.source)
     code = (
         "import sys\n"
-        "from evalengine import remote, resolve\n"
+        "from evalengine.checkpoints import remote, resolve\n"
         "(checkpoint,) = resolve.discover([sys.argv[1]])\n"
         "print(remote.fetch(checkpoint.source))\n"
         "sys.stdin.read()\n"  # and scores for as long as it likes
