@@ -1,7 +1,7 @@
 """What a benchmark is: fields of a raw row -> context(s), choices, gold.
 
-A benchmark is data plus one small pure function, so that the twenty definitions read as a table. `Row` gives
-that function typed access to a record: a missing or ill-typed field raises a UserError that names file, line
+A benchmark is data plus one small pure function, so that the twenty definitions read as a table. `Record` gives
+that function typed access to a row: a missing or ill-typed field raises a UserError that names file, line
 and field. Cost: a few microseconds an item; nothing heavy is imported.
 """
 

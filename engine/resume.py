@@ -80,7 +80,7 @@ LABELS = {
     "checkpoint_seed": "seed",
     "blocks": "blocks",
     "category": "category",
-    "contexts": "",  # earlier versions did not write it, nor the next, and nobody changed them
+    "contexts": "",  # this and the next one are new: where an earlier version wrote neither, nobody changed them
     "rows_hash": "",
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +57,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Raises RepeatedKeyError where a key appears twice: Python's parser takes the last value without a word."""
     value = dict(pairs)
     if len(value) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
         raise RepeatedKeyError(f"the key {twice[:60]!r} appears twice in one object")
     return value
 

@@ -55,7 +55,7 @@ def interval(
 def over_benchmarks(
     known_B: NDArray[np.bool_], every: Sequence[C]
 ) -> Iterator[tuple[str, str, list[int], str]]:
-    """Category and benchmark of each mean (grouped.py), the places of its benchmarks that are known, a note on the others."""
+    """Category and benchmark of each mean (means.grouped), the places of its benchmarks that are known, a note on the others."""
     place = {cell.benchmark: b for b, cell in enumerate(every)}
     for category, benchmark, chosen in grouped(every):
         index = [place[cell.benchmark] for cell in chosen]

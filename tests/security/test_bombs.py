@@ -1,4 +1,4 @@
-"""A small file cannot make a reader take much memory."""
+"""A small file cannot make a reader take much memory or time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from evalengine import store
 from evalengine.errors import UserError
 from evalengine.store import sealed
-from evalengine.untrusted import FRAMES
+from evalengine.untrusted import FRAMES, RepeatedKeyError, parse_json
 
 
 def forged(path: Path, table: pa.Table, compression: str | None, batches: int = 1) -> Path:
@@ -67,3 +67,9 @@ def test_numbers_that_look_like_a_compressed_frame_are_read(frame: bytes, tmp_pa
     sealed.write(tmp_path / "x.arrow", table, {})
     assert frame in (tmp_path / "x.arrow").read_bytes()
     assert sealed.read(tmp_path / "x.arrow").equals(table)
+
+
+def test_the_repeated_one_of_many_keys_is_found_at_once() -> None:
+    text = "{" + ",".join(f'"{key}":0' for key in [*range(500_000), 499_999]) + "}"
+    with pytest.raises(RepeatedKeyError, match="the key '499999' appears twice"):
+        parse_json(text)
