@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -38,9 +39,10 @@ def reference(tokenizer: Any) -> Any:
 
 
 def doubling(tokenizer: Any) -> Any:
-    """The tokenizer, with two BOS before every text."""
+    """A copy of the tokenizer, which other tests share, with two BOS before every text."""
     from tokenizers.processors import TemplateProcessing
 
+    tokenizer = copy.deepcopy(tokenizer)
     bos = tokenizer.bos_token
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"{bos} {bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
