@@ -190,6 +190,27 @@ class Code:
             value = self.fma(value, rest, self.vector(coefficient))
         return value * (rounded.cast(VI) << 23).cast(VF)
 
+    def soft_capped(self, x: Value, softcap_L: Value) -> Value:
+        """softcap * tanh(x / softcap), NaN for an infinite x, of which a soft-cap would leave no trace."""
+        below = x < 0.0
+        t = self.exp(below.where(x, x * -1.0) * 2.0 / softcap_L)
+        capped = softcap_L * ((t * -1.0 + 1.0) / (t + 1.0))
+        return below.where(capped * -1.0, capped) + (x - x)
+
+    def transposed(self, rows: Sequence[Value]) -> list[Value]:
+        """The columns of LANES vectors, in log2(LANES) rounds of exchanges between pairs of them."""
+        lanes = list(rows)
+        for distance in (1 << bit for bit in range(LANES.bit_length() - 1)):
+            low = [j if not j & distance else LANES + j - distance for j in range(LANES)]
+            high = [j + distance if not j & distance else LANES + j for j in range(LANES)]
+            for i in (i for i in range(LANES) if not i & distance):
+                pair = lanes[i].of, lanes[i + distance].of
+                lanes[i], lanes[i + distance] = (
+                    Value(self.builder, self.builder.shuffle_vector(*pair, ir.Constant(VI, picked)))
+                    for picked in (low, high)
+                )
+        return lanes
+
     @contextlib.contextmanager
     def loop(self, start: Any, end: Value, step: int = 1) -> Iterator[Value]:
         """Runs its body for start, start + step, ... below end."""

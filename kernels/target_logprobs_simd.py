@@ -318,14 +318,9 @@ def _transform(
         bias_L = code.splat(code.load(bias + c * stride_bias, F32))
         with code.loop(0, panels) as v:
             at = x + (c * panels + v) * VECTOR
-            raw = code.load(at)
-            logit = code.variable((raw + bias_L) * scale_L)
+            logit = code.variable((code.load(at) + bias_L) * scale_L)
             with code.when(softcap > 0.0):
-                below = logit.now < 0.0
-                t = code.exp(below.where(logit.now, logit.now * -1.0) * 2.0 / softcap_L)
-                capped = softcap_L * ((t * -1.0 + 1.0) / (t + 1.0))
-                # a soft-cap leaves no trace of an infinite product: raw - raw puts a NaN back
-                logit.now = below.where(capped * -1.0, capped) + (raw - raw)
+                logit.now = code.soft_capped(logit.now, softcap_L)
             code.store(logit.now, at)
 
 

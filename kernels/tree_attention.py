@@ -6,11 +6,13 @@ Dims: H heads, G key heads, N tokens, P tokens of the kept prefix, A ancestors, 
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from evalengine.kernels.target_logprobs import vectorised
 
 WIDEST = 256  # head or value
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -30,10 +32,23 @@ class Tree(NamedTuple):
     block: int  # tokens of a block; N is a multiple
 
 
+def kernel_of(device: torch.device) -> Callable[..., Tensor] | None:
+    """The kernel for tensors there: Triton's on CUDA, that of vectors on CPUs with AVX-512, None elsewhere."""
+    if device.type == "cuda":
+        from evalengine.kernels.tree_attention_triton import tree_attention_triton
+
+        return tree_attention_triton
+    if device.type == "cpu" and vectorised(torch.float32):
+        from evalengine.kernels.tree_attention_simd import tree_attention_simd
+
+        return tree_attention_simd
+    return None
+
+
 def takes(query: Tensor, value: Tensor) -> bool:
-    """Whether `tree_attention` has a kernel for such tensors: on CUDA, or where Triton's interpreter runs."""
-    there = query.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
-    return there and query.dtype in DTYPES and max(query.shape[-1], value.shape[-1]) <= WIDEST
+    """Whether `tree_attention` has a kernel for such tensors."""
+    fits = query.dtype in DTYPES and max(query.shape[-1], value.shape[-1]) <= WIDEST
+    return fits and kernel_of(query.device) is not None
 
 
 def tree_attention(
@@ -54,8 +69,8 @@ def tree_attention(
     """
     if not takes(query_HNd, value_GNe):
         raise ValueError(
-            f"tree_attention needs CUDA tensors of at most {WIDEST} numbers a head, not {query_HNd.dtype}"
-            f" {tuple(query_HNd.shape)} on {query_HNd.device}"
+            f"tree_attention needs CUDA or a CPU with AVX-512, and at most {WIDEST} 16 or 32-bit numbers a head, not"
+            f" {query_HNd.dtype} {tuple(query_HNd.shape)} on {query_HNd.device}"
         )
     (heads, n, width), (key_heads, _, value_width) = query_HNd.shape, value_GNe.shape
     prefix = kept[0].shape[1] if kept else 0
@@ -76,12 +91,12 @@ def tree_attention(
         raise ValueError(
             f"tree_attention got tensors that do not fit each other: {shapes}, blocks of {tree.block}"
         )
-    from evalengine.kernels.tree_attention_triton import tree_attention_triton
-
     query_HNd, key_GNd, value_GNe, *kept_ = (
         x if x.stride(-1) == 1 else x.contiguous() for x in (query_HNd, key_GNd, value_GNe, *(kept or ()))
     )
     scale = width**-0.5 if scale is None else scale
     options = scale, window, softcap, sink_H, (kept_[0], kept_[1]) if prefix else None
-    with torch.cuda.device_of(query_HNd):
-        return tree_attention_triton(query_HNd, key_GNd, value_GNe, tree, *options)
+    kernel = kernel_of(query_HNd.device)
+    assert kernel is not None
+    with torch.cuda.device_of(query_HNd):  # Triton launches on the current device
+        return kernel(query_HNd, key_GNd, value_GNe, tree, *options)

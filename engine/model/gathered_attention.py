@@ -1,4 +1,4 @@
-"""Attention over a packed token trie in plain PyTorch: for CPUs, and for what the kernel does not do.
+"""Attention over a packed token trie in plain PyTorch: for devices, dtypes and rules of models that the kernels do not have.
 
 Each block of query tokens gathers its keys (the kept prefix, the ancestors of its first token, then itself). Blocks with similar
 numbers of keys are a bucket, which runs as one batched scaled-dot-product attention; soft-caps (Gemma 2) and sinks (gpt-oss)

@@ -21,6 +21,7 @@ import torch
 from evalengine.checkpoints import Checkpoint, weights
 from evalengine.checkpoints.pretrained import Loaded, Pretrained
 from evalengine.errors import ModelError, UserError
+from evalengine.kernels.tree_attention import kernel_of
 from evalengine.model import compiled, proof
 from evalengine.model.forward import (
     Forward,
@@ -326,7 +327,7 @@ class TorchBackend:
 
     def part(self, way: str, sequences: Sequences, number_S: np.ndarray | None = None) -> Part:
         tokens = min(self.batch_tokens, self.proof.tokens)
-        gathered = self.device.type == "cpu"
+        gathered = kernel_of(self.device) is None
         batches = list(packing.pack(sequences, tokens, gathered=gathered)) if way == "packed" else []
         return Part(way, np.arange(len(sequences)) if number_S is None else number_S, sequences, batches)
 

@@ -1,10 +1,10 @@
 """Attention over a packed token trie, through the attention interface of transformers.
 
-The model's linear layers see one flat row of N tokens; here each token attends to its own ancestors, on a GPU in one kernel
-(kernels/tree_attention.py), elsewhere with gathered keys (gathered_attention.py). Which of its ancestors a token attends to is
-the model's own rule (causal, sliding window, chunks): transformers gives it as a function of two positions. The kernel knows
-causal and sliding windows, which are recognised by their code; every other rule is asked, about positions along the token's
-own path.
+The model's linear layers see one flat row of N tokens; here each token attends to its own ancestors, in one kernel where there is
+one (kernels/tree_attention.py: GPUs, CPUs with AVX-512), elsewhere with gathered keys (gathered_attention.py). Which of its
+ancestors a token attends to is the model's own rule (causal, sliding window, chunks): transformers gives it as a function of two
+positions. The kernels know causal and sliding windows, which are recognised by their code; every other rule is asked, about
+positions along the token's own path.
 
 Dims: N tokens, H heads, G key heads, P tokens of the kept prefix, d head width, e value width.
 """
@@ -32,7 +32,6 @@ class TreeAttention:
 
     def __init__(self) -> None:
         attention_operator.register()
-        self.fused = torch.cuda.is_available()  # whether the kernel runs where it can
         self.running: DeviceBatch | None = None
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}  # by number of the call: the prefix's keys, values
         self._longest = 0  # path of the running batch
@@ -84,7 +83,7 @@ class TreeAttention:
         if batch.is_prefix:
             self.kept[call] = (k[:, : batch.tokens].clone(), v[:, : batch.tokens].clone())
         kept = self.kept[call] if batch.prefix else None
-        window = window_of(rule) if self.fused and takes(q, v) else None
+        window = window_of(rule) if takes(q, v) else None
         if window is not None:
             bounded = window if window < self._longest else None
             tree = self.running.tree

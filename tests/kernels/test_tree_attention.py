@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from evalengine.checkpoints.resolve import discover
 from evalengine.kernels import tree_attention
+from evalengine.kernels.target_logprobs import vectorised
 from evalengine.kernels.tree_attention import takes
 from evalengine.model.device_batch import DeviceBatch, on_device
 from evalengine.model.gathered_attention import GatheredAttention
@@ -21,6 +23,7 @@ from evalengine.model.tree_attention import UNBOUNDED, window_of
 from evalengine.plan import packing
 from evalengine.plan.encoding import Sequences
 
+module = importlib.import_module("evalengine.kernels.tree_attention")  # the package's name is the function's
 STEM = [1, 2, 3, 4, 5, 6, 7, 8, 9] * 4
 TREES = {
     "one sequence": [[*STEM, *STEM]],
@@ -30,6 +33,21 @@ TREES = {
     "one token": [[1, 2]],
 }
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(params=["triton", "vectors"])
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The device of each kernel: Triton's, in its interpreter where there is no GPU, and that of this CPU's vectors."""
+    if request.param == "triton":
+        device: str = request.getfixturevalue("device")
+        if device == "cpu":
+            from evalengine.kernels.tree_attention_triton import tree_attention_triton
+
+            monkeypatch.setattr(module, "kernel_of", lambda device: tree_attention_triton)
+        return device
+    if not vectorised(torch.float32):
+        pytest.skip("no AVX-512 here")
+    return "cpu"
 
 
 def packed(lists: list[list[int]], block: int) -> list[packing.Batch]:
@@ -130,33 +148,33 @@ def compare(c: Case, **options: Any) -> None:
 
 @pytest.mark.parametrize("block", [4, 16, 64])
 @pytest.mark.parametrize("tree", TREES)
-def test_every_tree(tree: str, block: int, device: str) -> None:
+def test_every_tree(tree: str, block: int, place: str) -> None:
     (batch,) = packed(TREES[tree], block)
-    compare(case(batch, device))
+    compare(case(batch, place))
 
 
 @pytest.mark.parametrize("block", [16, 128])
-def test_a_kept_prefix(block: int, device: str) -> None:
-    c = case(behind_a_prefix(101, block), device, key_heads=1)
+def test_a_kept_prefix(block: int, place: str) -> None:
+    c = case(behind_a_prefix(101, block), place, key_heads=1)
     compare(c)
     compare(c, window=50)
     compare(c, window=3)
 
 
-def test_a_block_of_several_tiles(device: str) -> None:
+def test_a_block_of_several_tiles(place: str) -> None:
     lists = [[*STEM, i, *STEM, *STEM[:20], i, 7] for i in range(60, 63)]
     (batch,) = packed(lists, 128)
     assert len(batch.token_N) == 256
-    compare(case(batch, device))
+    compare(case(batch, place))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("width", "value_width"), [(16, 16), (64, 64), (80, 80), (96, 64), (24, 128), (256, 256)]
 )
-def test_head_widths(width: int, value_width: int, dtype: torch.dtype, device: str) -> None:
+def test_head_widths(width: int, value_width: int, dtype: torch.dtype, place: str) -> None:
     (batch,) = packed(TREES["forks at all depths"], 32)
-    compare(case(batch, device, dtype, 1, 1, width, value_width))
+    compare(case(batch, place, dtype, 1, 1, width, value_width))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -171,20 +189,20 @@ def test_head_widths(width: int, value_width: int, dtype: torch.dtype, device: s
     ],
     ids=str,
 )
-def test_options_and_grouped_heads(options: dict[str, Any], dtype: torch.dtype, device: str) -> None:
+def test_options_and_grouped_heads(options: dict[str, Any], dtype: torch.dtype, place: str) -> None:
     (batch,) = packed(TREES["items with choices"], 32)
-    c = case(batch, device, dtype, heads=6, key_heads=2)
+    c = case(batch, place, dtype, heads=6, key_heads=2)
     if "sink_H" in options:
-        options = options | {"sink_H": torch.linspace(-1, 3, 6, dtype=dtype, device=device)}
+        options = options | {"sink_H": torch.linspace(-1, 3, 6, dtype=dtype, device=place)}
     compare(c, **options)
 
 
-def test_the_gathered_way_is_the_same(device: str) -> None:
+def test_the_gathered_way_is_the_same(place: str) -> None:
     from transformers.masking_utils import sliding_window_causal_mask_function
 
     for batch in (packed(TREES["items with choices"], 16)[0], behind_a_prefix(101, 16)):
-        c = case(batch, device, heads=4, key_heads=2, width=32)
-        sink = torch.linspace(-1, 1, 4, device=device)
+        c = case(batch, place, heads=4, key_heads=2, width=32)
+        sink = torch.linspace(-1, 1, 4, device=place)
         k, v = (
             (torch.cat([a, b], 1) for a, b in zip(c.kept, (c.k, c.v), strict=True)) if c.kept else (c.k, c.v)
         )
@@ -197,10 +215,10 @@ def test_the_gathered_way_is_the_same(device: str) -> None:
             torch.testing.assert_close(found[: batch.tokens], truth[: batch.tokens], rtol=0, atol=1e-6)
 
 
-def test_other_tokens_do_not_matter(device: str) -> None:
+def test_other_tokens_do_not_matter(place: str) -> None:
     """Bit by bit: a sequence's rows when every token off its path changes."""
     (batch,) = packed(TREES["forks at all depths"], 16)
-    c = case(batch, device)
+    c = case(batch, place)
     before = tree_attention(c.q, c.k, c.v, c.on.tree)
     last = batch.tokens - 1
     path = [k for k in range(last + 1) if last < batch.end_N[k]]
@@ -211,21 +229,21 @@ def test_other_tokens_do_not_matter(device: str) -> None:
     assert torch.equal(before[path], after[path]) and not torch.equal(before[others], after[others])
 
 
-def test_columns_with_gaps_are_copied(device: str) -> None:
+def test_columns_with_gaps_are_copied(place: str) -> None:
     (batch,) = packed(TREES["one sequence"], 16)
-    c = case(batch, device)
+    c = case(batch, place)
     found = tree_attention(*(x.repeat_interleave(2, 2)[..., ::2] for x in (c.q, c.k, c.v)), c.on.tree)
     assert torch.equal(found, tree_attention(c.q, c.k, c.v, c.on.tree))
 
 
-def test_what_does_not_fit_is_refused(device: str) -> None:
+def test_what_does_not_fit_is_refused(place: str) -> None:
     (batch,) = packed(TREES["one sequence"], 16)
-    c = case(batch, device)
+    c = case(batch, place)
     with pytest.raises(ValueError, match="do not fit each other"):
         tree_attention(c.q, c.k[:, 1:], c.v, c.on.tree)
     with pytest.raises(ValueError, match="at most 256"):
         tree_attention(c.q.double(), c.k.double(), c.v.double(), c.on.tree)
-    assert not takes(torch.empty(1, 1, 257, device=device), c.v)
+    assert not takes(torch.empty(1, 1, 257, device=place), c.v)
 
 
 def test_rules_are_known_by_their_code() -> None:
@@ -243,11 +261,11 @@ def test_rules_are_known_by_their_code() -> None:
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt_oss", "deepseek_v3"])
 def test_a_model_scores_the_same(
-    architecture: str, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    architecture: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Through the backend: kept prefix, grouped heads, windows, soft-caps and sinks as transformers passes them."""
     (checkpoint,) = discover([tiny_configs.save(tmp_path / "m", architecture)])
-    backend = TorchBackend(device=device, dtype="float32")
+    backend = TorchBackend(device=place, dtype="float32")
     backend.load(checkpoint)
     rng = np.random.default_rng(0)
     shots = rng.integers(1, 90, size=100)
@@ -266,11 +284,11 @@ def test_a_model_scores_the_same(
 
     monkeypatch.setattr(GatheredAttention, "__call__", counted("gathered", GatheredAttention.__call__))
     monkeypatch.setattr("evalengine.model.tree_attention.tree_attention", counted("kernel", tree_attention))
-    attention = backend.forward.attention
-    attention.fused = False
-    truth = backend.score(sequences)
+    with monkeypatch.context() as without:
+        without.setattr("evalengine.model.tree_attention.takes", lambda query, value: False)
+        truth = backend.score(sequences)
     assert calls["kernel"] == 0 and calls["gathered"] > 0
-    attention.fused, calls["gathered"] = True, 0
+    calls["gathered"] = 0
     found = backend.score(sequences)
     assert calls["kernel"] > 0 and calls["gathered"] == 0
     np.testing.assert_allclose(found.loglik, truth.loglik, rtol=1e-6, atol=2e-5)
