@@ -22,7 +22,11 @@ from torch import Tensor
 from evalengine.kernels.simd import F32, I32, I64, LANES, VECTOR, VI, Code, Program, Value
 from evalengine.kernels.tree_attention import WIDEST, Tree
 
-QUERIES = 64  # of a unit: four vectors
+QUERIES = 64  # of a unit; where there are fewer, the last one fills the lanes
+VECTORS, STRIDE = (
+    QUERIES // LANES,
+    4 * QUERIES,
+)  # STRIDE: bytes from one key's logits, or one column of the answer, to the next
 KEYS = 48  # whose logits are in the buffer at once
 STEP_K = 6  # keys of the innermost loop of the logits: 24 sums and 4 vectors of queries in 32 registers
 STEP_E = 4  # columns of values of the innermost loop of the answer
@@ -33,7 +37,7 @@ ARGUMENTS = (
     "kept_key", "kept_key_h", "kept_key_n", "kept_value", "kept_value_h", "kept_value_n",
     "ancestor", "offset", "end", "position", "sink", "options", "out",
 )  # fmt: skip
-# A unit's working memory, and the bytes of each part of it.
+# A unit's working memory: the bytes of each part of it, all of them whole vectors.
 PARTS = {
     "q": WIDEST * QUERIES * 4,  # a vector's columns one after another
     "logits": KEYS * QUERIES * 4,  # a key's vectors side by side
@@ -86,14 +90,10 @@ def tree_attention_simd(
 
 @functools.cache
 def _program() -> Program:
-    wide = QUERIES // LANES
     return Program(
-        wide_logits=functools.partial(_logits, wide),
-        narrow_logits=functools.partial(_logits, 1),
-        wide_values=functools.partial(_values, wide, STEP_E),
-        narrow_values=functools.partial(_values, 1, STEP_E),
-        wide_value=functools.partial(_values, wide, 1),
-        narrow_value=functools.partial(_values, 1, 1),
+        logits=_logits,
+        values=functools.partial(_values, STEP_E),
+        value=functools.partial(_values, 1),
         cap=_cap,
         weigh=_weigh,
         keys=_keys,
@@ -113,14 +113,14 @@ def _places(space: Value) -> dict[str, Value]:
     places, at = {}, 0
     for name, size in PARTS.items():
         places[name] = space + at
-        at += -(-size // VECTOR) * VECTOR
+        at += size
     return places
 
 
 def _units(code: Code, block: Value) -> None:
     """What each thread runs: units until there are none."""
     x = _given(code, block)
-    space = code.space(sum(-(-size // VECTOR) * VECTOR for size in PARTS.values()))
+    space = code.space(sum(PARTS.values()))
     tiles = (x["block"] + (QUERIES - 1)) // QUERIES
     units = x["tokens"] // x["block"] * tiles * x["heads"]
     with code.repeat() as leave:
@@ -135,45 +135,24 @@ def _tile(code: Code, block: Value, space: Value, head: Value, b: Value, t: Valu
     x, at = _given(code, block), _places(space)
     first = b * x["block"] + t * QUERIES
     rows = code.least(x["block"] - t * QUERIES, QUERIES)
-    panels = (rows + (LANES - 1)) // LANES
-    stride = panels * VECTOR
     code.call("begin", block, space, head, first, rows)
     ancestors = _offset(code, x, b + 1) - _offset(code, x, b)
     count = x["prefix"] + ancestors + t * QUERIES + rows
-    full = panels.same(QUERIES // LANES)
     with code.loop(0, count, KEYS) as start:
         keys = code.least(count - start, KEYS)
         padded = (keys + (STEP_K - 1)) // STEP_K * STEP_K
         code.call("keys", block, space, head, b, start, keys)
-        q_stride = x["width"] * VECTOR
         with code.loop(0, padded, STEP_K) as k:
-            key_at, logits = at["key_at"] + k * 8, at["logits"] + k * stride
-            with code.when(full):
-                code.call("wide_logits", at["q"], q_stride, key_at, x["width"], logits, stride)
-            with code.when(panels < QUERIES // LANES), code.loop(0, panels) as v:
-                q = at["q"] + v * q_stride
-                code.call("narrow_logits", q, q_stride, key_at, x["width"], logits + v * VECTOR, stride)
-        code.call("cap", x["options"], at["logits"], padded * panels)
-        with code.loop(0, panels) as v:
-            code.call("weigh", space, padded, v, stride, x["window"])
+            code.call("logits", at["q"], at["key_at"] + k * 8, x["width"], at["logits"] + k * STRIDE)
+        code.call("cap", x["options"], at["logits"], padded * VECTORS)
+        with code.loop(0, code.integer(VECTORS)) as v:
+            code.call("weigh", space, padded, v, x["window"])
         whole = x["value_width"] - x["value_width"] % STEP_E
-        for columns, start_e, end_e in (
-            (STEP_E, code.integer(0), whole),
-            (1, whole, x["value_width"]),
-        ):
-            name = "values" if columns > 1 else "value"
-            with code.loop(start_e, end_e, columns) as e:
-                out = at["out"] + e * stride
-                with code.when(full):
-                    code.call(
-                        f"wide_{name}", at["logits"], stride, at["value_at"], keys, e * 4, out, at["shrink"]
-                    )
-                with code.when(panels < QUERIES // LANES), code.loop(0, panels) as v:
-                    lanes = v * VECTOR
-                    code.call(
-                        f"narrow_{name}",
-                        at["logits"] + lanes, stride, at["value_at"], keys, e * 4, out + lanes, at["shrink"] + lanes,
-                    )  # fmt: skip
+        steps = ("values", STEP_E, code.integer(0), whole), ("value", 1, whole, x["value_width"])
+        for name, columns, first_e, end_e in steps:
+            with code.loop(first_e, end_e, columns) as e:
+                out = at["out"] + e * STRIDE
+                code.call(name, at["logits"], at["value_at"], keys, e * 4, out, at["shrink"])
     code.call("finish", block, space, head, first, rows)
 
 
@@ -184,15 +163,14 @@ def _offset(code: Code, x: dict[str, Value], b: Value) -> Value:
 def _begin(code: Code, block: Value, space: Value, head: Value, first: Value, rows: Value) -> None:
     """A tile's queries, scaled, with a vector's numbers of one column side by side; lanes behind the last row repeat it."""
     x, at = _given(code, block), _places(space)
-    panels = (rows + (LANES - 1)) // LANES
     scale = code.load(x["options"], F32)
     query = x["query"] + head * x["query_h"]
-    with code.loop(0, panels * LANES) as i:
+    with code.loop(0, code.integer(QUERIES)) as i:
         n = first + code.least(i, rows - 1)
         code.store(n.cast(I32, "trunc"), at["n"] + i * 4)
         code.store(code.load(x["position"] + n * 4, I32), at["n_position"] + i * 4)
     whole = x["width"] - x["width"] % LANES
-    with code.loop(0, panels) as v:
+    with code.loop(0, code.integer(VECTORS)) as v:
         q = at["q"] + v * (x["width"] * VECTOR)
         row_at = [
             query + (first + code.least(v * LANES + lane, rows - 1)) * x["query_n"] for lane in range(LANES)
@@ -208,7 +186,7 @@ def _begin(code: Code, block: Value, space: Value, head: Value, first: Value, ro
         sink_L = code.splat(code.load(x["sink"] + head * 4, F32))
         code.store(sink_L, at["top"] + v * VECTOR)
         code.store((sink_L > -float("inf")).where(code.vector(1.0), 0.0), at["total"] + v * VECTOR)
-    with code.loop(0, panels * x["value_width"]) as i:
+    with code.loop(0, x["value_width"] * VECTORS) as i:
         code.store(code.vector(0.0), at["out"] + i * VECTOR)
 
 
@@ -248,28 +226,19 @@ def _keys(code: Code, block: Value, space: Value, head: Value, b: Value, start: 
             code.store(zero.cast(I32, "trunc"), at[name] + i * 4)
 
 
-def _logits(
-    vectors: int,
-    code: Code,
-    q: Value,
-    stride_q: Value,
-    key_at: Value,
-    width: Value,
-    x: Value,
-    stride_x: Value,
-) -> None:
-    """The innermost loop: `vectors` vectors of queries times STEP_K keys."""
-    sums = [[code.variable(code.vector(0.0)) for _ in range(vectors)] for _ in range(STEP_K)]
+def _logits(code: Code, q: Value, key_at: Value, width: Value, x: Value) -> None:
+    """The innermost loop: all queries times STEP_K keys."""
+    sums = [[code.variable(code.vector(0.0)) for _ in range(VECTORS)] for _ in range(STEP_K)]
     keys = [code.load(key_at + 8 * k, I64) for k in range(STEP_K)]
     with code.loop(0, width) as d:
-        q_v = [code.load(q + d * VECTOR + stride_q * v) for v in range(vectors)]
+        q_v = [code.load(q + (width * v + d) * VECTOR) for v in range(VECTORS)]
         for key, row in zip(keys, sums, strict=True):
             key_L = code.splat(code.load(key + d * 4, F32))
             for total, q_L in zip(row, q_v, strict=True):
                 total.now = code.fma(q_L, key_L, total.now)
     for k, row in enumerate(sums):
         for v, total in enumerate(row):
-            code.store(total.now, x + stride_x * k + v * VECTOR)
+            code.store(total.now, x + k * STRIDE + v * VECTOR)
 
 
 def _cap(code: Code, options: Value, x: Value, count: Value) -> None:
@@ -280,7 +249,7 @@ def _cap(code: Code, options: Value, x: Value, count: Value) -> None:
         code.store(code.soft_capped(code.load(x + i * VECTOR), softcap_L), x + i * VECTOR)
 
 
-def _weigh(code: Code, space: Value, count: Value, v: Value, stride: Value, window: Value) -> None:
+def _weigh(code: Code, space: Value, count: Value, v: Value, window: Value) -> None:
     """A vector's logits of `count` keys become e^(logit - maximum), its maximum and sum follow, and what came before shrinks."""
     at = _places(space)
     lanes = v * VECTOR
@@ -294,16 +263,16 @@ def _weigh(code: Code, space: Value, count: Value, v: Value, stride: Value, wind
             code.splat(code.load(at[name] + k * 4, I32)) for name in ("low", "high", "key_position")
         )
         seen = (low < n_L + 1) & (n_L < high) & (position_L - position < window_L)
-        logit = seen.where(code.load(x + k * stride), -float("inf"))
-        code.store(logit, x + k * stride)
+        logit = seen.where(code.load(x + k * STRIDE), -float("inf"))
+        code.store(logit, x + k * STRIDE)
         top.now = (logit > top.now).where(logit, top.now)
     shift = top.now.same(-float("inf")).where(0.0, top.now)
     shrink = code.exp(before - shift)
     total = code.variable(code.load(at["total"] + lanes) * shrink)
     with code.loop(0, count) as k:
-        logit = code.load(x + k * stride)
+        logit = code.load(x + k * STRIDE)
         weight = logit.same(-float("inf")).where(0.0, code.exp(logit - shift))
-        code.store(weight, x + k * stride)
+        code.store(weight, x + k * STRIDE)
         total.now = total.now + weight
     code.store(top.now, at["top"] + lanes)
     code.store(total.now, at["total"] + lanes)
@@ -311,11 +280,9 @@ def _weigh(code: Code, space: Value, count: Value, v: Value, stride: Value, wind
 
 
 def _values(
-    vectors: int,
     columns: int,
     code: Code,
     weight: Value,
-    stride: Value,  # bytes from one key, or one column of the answer, to the next
     value_at: Value,
     count: Value,
     offset: Value,  # bytes to the first column
@@ -323,30 +290,29 @@ def _values(
     shrink: Value,
 ) -> None:
     """The innermost loop: the answers so far shrink, and the values of `count` keys are added by their weights."""
-    shrink_v = [code.load(shrink + v * VECTOR) for v in range(vectors)]
+    shrink_v = [code.load(shrink + v * VECTOR) for v in range(VECTORS)]
     sums = [
-        [code.variable(code.load(out + stride * e + v * VECTOR) * shrink_v[v]) for v in range(vectors)]
+        [code.variable(code.load(out + e * STRIDE + v * VECTOR) * shrink_v[v]) for v in range(VECTORS)]
         for e in range(columns)
     ]
     with code.loop(0, count) as k:
         value = code.load(value_at + k * 8, I64) + offset
-        weight_v = [code.load(weight + k * stride + v * VECTOR) for v in range(vectors)]
+        weight_v = [code.load(weight + k * STRIDE + v * VECTOR) for v in range(VECTORS)]
         for e, row in enumerate(sums):
             value_L = code.splat(code.load(value + 4 * e, F32))
             for total, weight_L in zip(row, weight_v, strict=True):
                 total.now = code.fma(weight_L, value_L, total.now)
     for e, row in enumerate(sums):
         for v, total in enumerate(row):
-            code.store(total.now, out + stride * e + v * VECTOR)
+            code.store(total.now, out + e * STRIDE + v * VECTOR)
 
 
 def _finish(code: Code, block: Value, space: Value, head: Value, first: Value, rows: Value) -> None:
     """The answers, divided by the sums of weights, to their rows; lanes behind the last row write it again."""
     x, at = _given(code, block), _places(space)
-    panels = (rows + (LANES - 1)) // LANES
-    stride, width = panels * VECTOR, x["value_width"]
+    width = x["value_width"]
     whole = width - width % LANES
-    with code.loop(0, panels) as v:
+    with code.loop(0, code.integer(VECTORS)) as v:
         share_L = code.vector(1.0) / code.load(at["total"] + v * VECTOR)
         out = at["out"] + v * VECTOR
         row_at = [
@@ -354,10 +320,10 @@ def _finish(code: Code, block: Value, space: Value, head: Value, first: Value, r
             for lane in range(LANES)
         ]
         with code.loop(0, whole, LANES) as e:
-            columns = [code.load(out + (e + j) * stride) * share_L for j in range(LANES)]
+            columns = [code.load(out + (e + j) * STRIDE) * share_L for j in range(LANES)]
             for row, numbers in zip(row_at, code.transposed(columns), strict=True):
                 code.store(numbers, row + e * 4)
         with code.loop(whole, width) as e:
-            code.store(code.load(out + e * stride) * share_L, out + e * stride)
+            code.store(code.load(out + e * STRIDE) * share_L, out + e * STRIDE)
             for lane, row in enumerate(row_at):
-                code.store(code.load(out + e * stride + lane * 4, F32), row + e * 4)
+                code.store(code.load(out + e * STRIDE + lane * 4, F32), row + e * 4)
