@@ -9,7 +9,8 @@ from evalengine.kernels.head import Head, HeadedRows, TargetLogprobs
 from evalengine.kernels.linear_cross_entropy import linear_cross_entropy
 from evalengine.kernels.logits_logprobs import logits_logprobs
 from evalengine.kernels.target_logprobs import target_logprobs
-from evalengine.kernels.tree_attention import Tree, tree_attention
+from evalengine.kernels.token_tree import Tree
+from evalengine.kernels.tree_attention import tree_attention
 
 __all__ = [
     "EmulatedLogprobs", "Head", "HeadedRows", "TargetLogprobs", "Tree", "emulated_logprobs", "linear_cross_entropy",

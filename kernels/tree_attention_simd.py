@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from evalengine.kernels.simd import F32, I32, I64, LANES, VECTOR, VI, Code, Program, Value
-from evalengine.kernels.tree_attention import WIDEST, Tree
+from evalengine.kernels.token_tree import WIDEST, Tree
 
 QUERIES = 64  # of a unit; where there are fewer, the last one fills the lanes
 VECTORS, STRIDE = (

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from evalengine.kernels.token_tree import Tree
 from evalengine.kernels.triton_common import LOG2E, Spec, is_hopper, logit
 
 # Of float32: a maximum before any key, finite so that no NaN comes of it.
@@ -171,7 +172,7 @@ def tree_attention_triton(
     query_HNd: Tensor,
     key_GNd: Tensor,
     value_GNe: Tensor,
-    tree: tuple[Tensor, Tensor, Tensor, Tensor, int],  # tree_attention.Tree
+    tree: Tree,
     scale: float,
     window: int | None,
     softcap: float | None,
@@ -179,7 +180,7 @@ def tree_attention_triton(
     kept: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
     """(N, H, e) of checked arguments."""
-    (heads, n, width), value_width, block = query_HNd.shape, value_GNe.shape[2], tree[4]
+    (heads, n, width), value_width, block = query_HNd.shape, value_GNe.shape[2], tree.block
     out_NHe = query_HNd.new_empty(n, heads, value_width)
     tiles = tiles_for(query_HNd.dtype, max(width, value_width), is_hopper(query_HNd.device))
     kept_key, kept_value = kept or (key_GNd, value_GNe)
