@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from evalengine import console
 from evalengine.analysis.data.panel import RESULTS_FILE
 from evalengine.analysis.importing import harness
 from evalengine.analysis.importing.benchmark_info import NOTHING, Info
@@ -28,6 +29,9 @@ from evalengine.untrusted import RepeatedKeyError, check_name, parse_json, print
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+POSITIVE_MOST = 1e-3  # of a log-likelihood: rounding
 
 
 class SampleFile(NamedTuple):
@@ -42,7 +46,9 @@ class SampleFile(NamedTuple):
 class HarnessSample(NamedTuple):
     """One line: an item, the log-likelihoods, greedy flags and texts of its choices, and what says which one is right.
 
-    right: what `acc` says of the choice with the highest log-likelihood, `picked`. gold: once the targets are understood.
+    choices: as they were scored, delimiter included. right: what `acc` says of the choice with the highest log-likelihood,
+    `picked`. right_norm: what `acc_norm` says of the one with the highest for each character. gold: once the targets are
+    understood.
     """
 
     line: int
@@ -53,6 +59,7 @@ class HarnessSample(NamedTuple):
     loglik: tuple[float, ...]
     greedy: tuple[bool, ...]
     choices: tuple[str, ...]
+    right_norm: bool | None
     gold: int = -1
 
 
@@ -88,6 +95,10 @@ def import_samples(
                 category = info.of(file.benchmark).category or about.category
                 who = dict(zip(KEYS, (*checkpoint[:4], file.benchmark, category), strict=True))
                 table = to_table(who, read_samples(file.path))
+                if table["chars"].null_count:
+                    console.warn(
+                        f"{file.path}: its acc_norm is not that of its choices' lengths, which are left out: acc alone is read"
+                    )
                 _refuse_other_scores(out / target, table)
                 write(staging / target, table, _metadata(file, about, checkpoint.seed))
             for target in source:
@@ -181,21 +192,39 @@ def _sample(number: int, raw: Mapping[str, Any]) -> HarnessSample:
     loglik = tuple(float(value[0]) for value in scored)
     greedy = tuple(str(value[1]) == "True" for value in scored)
     arguments = raw["arguments"]
-    pairs = arguments.values() if isinstance(arguments, dict) else arguments
-    texts = [pair["arg_1"] if isinstance(pair, dict) else pair[1] for pair in pairs]
-    # With mutual information the unconditional requests follow the conditional ones.
-    choices = tuple(text.removeprefix(" ") for text in texts[: len(loglik)])
-    if len(choices) < 2 or len(choices) != len(loglik):
-        raise ValueError("not one log-likelihood for each of two choices or more")
-    acc = None if "acc" not in raw else float(raw["acc"])
-    if acc not in (None, 0.0, 1.0):
+    if isinstance(
+        arguments, dict
+    ):  # gen_args_0, gen_args_1, ..., which a program that sorts keys puts behind gen_args_10
+        arguments = [arguments[f"gen_args_{i}"] for i in range(len(arguments))]
+    choices = tuple(pair["arg_1"] if isinstance(pair, dict) else pair[1] for pair in arguments)
+    if len(choices) != len(loglik):
+        raise ValueError("not one log-likelihood for each choice")
+    if "acc_mutual_info" in raw:  # the unconditional requests follow the conditional ones
+        n = len(choices) // 2
+        choices, loglik, greedy = choices[:n], loglik[:n], greedy[:n]
+    if len(choices) < 2:
+        raise ValueError("fewer than two choices")
+    if above := [value for value in loglik if value > POSITIVE_MOST]:
+        raise UserError(
+            f"its score {above[0]:g} is above 0, as no log-likelihood is: write natural logarithms"
+        )
+    said = {key: float(raw[key]) for key in ("acc", "acc_norm") if key in raw}
+    if (acc := said.get("acc")) not in (None, 0.0, 1.0):
         raise UserError(f"its acc is {acc:g}: a task with several right choices cannot be imported")
-    right = None if acc is None or any(map(math.isnan, loglik)) else acc == 1.0
+    comparable = not any(map(math.isnan, loglik))
+    right, right_norm = (
+        said[key] == 1.0 if comparable and key in said else None for key in ("acc", "acc_norm")
+    )
     item = str(raw.get("doc_hash") or raw["doc_id"])
     for text in (item, *choices):
         text.encode()  # a lone surrogate is no character
-    picked = max(range(len(loglik)), key=lambda i: (loglik[i], -i))
-    return HarnessSample(number, item, str(raw["target"]).strip(), right, picked, loglik, greedy, choices)
+    target = str(raw["target"]).strip()
+    return HarnessSample(number, item, target, right, _highest(loglik), loglik, greedy, choices, right_norm)
+
+
+def _highest(scores: Sequence[float]) -> int:
+    """The place of the highest score, the first on ties."""
+    return max(range(len(scores)), key=lambda i: (scores[i], -i))
 
 
 def _index(sample: HarnessSample) -> int | None:
@@ -267,15 +296,43 @@ def _by(rule: Callable[[HarnessSample], int | None], samples: Sequence[HarnessSa
     return golds if len(golds) == len(samples) else None
 
 
+# What the harness puts before a choice, " " if the task does not say otherwise, is not in its length.
+CUTS: tuple[Callable[[str], str], ...] = (lambda text: text.removeprefix(" "), str, str.lstrip)
+
+
+def without_delimiter(samples: Sequence[HarnessSample]) -> list[list[str]] | None:
+    """The choices of every sample as the harness measures them: by the first of CUTS with which `acc_norm` is as it says.
+
+    None where it is so with none, as for tasks whose contexts and not whose choices differ.
+    """
+    for cut in CUTS:
+        found = [[cut(choice) for choice in sample.choices] for sample in samples]
+        if all(map(_norm_agrees, samples, found)):
+            return found
+    return None
+
+
+def _norm_agrees(sample: HarnessSample, choices: Sequence[str]) -> bool:
+    """Whether the log-likelihoods for each character of these choices give the sample's `acc_norm`, if it has one."""
+    if sample.right_norm is None:
+        return True
+    if not all(choices):  # NumPy's division by 0, as in the harness, is not worth a guess
+        return False
+    by_length = [score / len(choice) for score, choice in zip(sample.loglik, choices, strict=True)]
+    return sample.right_norm == (_highest(by_length) == sample.gold)
+
+
 def to_table(who: Mapping[str, str | None], samples: Sequence[HarnessSample]) -> pa.Table:
-    """A table of the store's schema; an item that occurs twice gets a number behind its id."""
+    """A table of the store's schema; an item that occurs twice gets a number behind its id, and lengths that are not known
+    are null."""
     import pyarrow as pa
 
     from evalengine.store import schema
 
     count: Counter[str] = Counter()
     rows = []
-    for sample in samples:
+    measured = without_delimiter(samples) or [None] * len(samples)
+    for sample, choices in zip(samples, measured, strict=True):
         count[sample.item] += 1
         again = f"#{count[sample.item]}" if count[sample.item] > 1 else ""
         rows.append(
@@ -285,8 +342,8 @@ def to_table(who: Mapping[str, str | None], samples: Sequence[HarnessSample]) ->
                 "gold": sample.gold,
                 "loglik": sample.loglik,
                 "greedy": sample.greedy,
-                "chars": [len(choice) for choice in sample.choices],
-                "bytes": [len(choice.encode()) for choice in sample.choices],
+                "chars": choices and [len(choice) for choice in choices],
+                "bytes": choices and [len(choice.encode()) for choice in choices],
             }
         )
     return pa.Table.from_pylist(rows, schema())
