@@ -136,7 +136,7 @@ def _metadata(file: SampleFile, about: Known, seed: str) -> dict[str, str]:
         "limit": "" if how.limit == "None" else how.limit.removesuffix(".0"),
         "fewshot": "" if how.shots is None else str(how.shots),
         "backend": "imported",
-        "dtype": "",
+        "dtype": how.dtype,
         "checkpoint_seed": seed,
         "chat_format": how.chat,
         "system_instruction": how.system,
