@@ -331,8 +331,9 @@ def to_table(who: Mapping[str, str | None], samples: Sequence[HarnessSample]) ->
 
     count: Counter[str] = Counter()
     rows = []
-    measured = without_delimiter(samples) or [None] * len(samples)
-    for sample, choices in zip(samples, measured, strict=True):
+    measured = without_delimiter(samples)
+    for at, sample in enumerate(samples):
+        choices = measured[at] if measured is not None else None
         count[sample.item] += 1
         again = f"#{count[sample.item]}" if count[sample.item] > 1 else ""
         rows.append(
@@ -342,8 +343,8 @@ def to_table(who: Mapping[str, str | None], samples: Sequence[HarnessSample]) ->
                 "gold": sample.gold,
                 "loglik": sample.loglik,
                 "greedy": sample.greedy,
-                "chars": choices and [len(choice) for choice in choices],
-                "bytes": choices and [len(choice.encode()) for choice in choices],
+                "chars": None if choices is None else [len(choice) for choice in choices],
+                "bytes": None if choices is None else [len(choice.encode()) for choice in choices],
             }
         )
     return pa.Table.from_pylist(rows, schema())
