@@ -312,3 +312,16 @@ def test_what_the_user_says_of_a_task(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "--items would do nothing: only .csv and .json files use it" in capsys.readouterr().err
     assert main([*given, "--category", "x=Mine", "--out", str(tmp_path / "no")]) == 1
     assert "no benchmark 'x' is imported" in capsys.readouterr().err and not (tmp_path / "no").exists()
+
+
+def test_samples_are_not_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They do not say how many tokens a choice has."""
+    write(tmp_path / "1B-a-pt" / f"samples_rte_{FIRST}.jsonl", PAIR)
+    assert main(["import", str(tmp_path / "1B-a-pt"), "--out", str(tmp_path / "out")]) == 0
+    capsys.readouterr()
+    assert main(["explain", str(tmp_path / "out"), "--out", str(tmp_path / "a")]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        "rte: the scores of 1B-a-pt do not say how many tokens a choice has, as imported samples do not"
+        in said
+    )
