@@ -212,7 +212,7 @@ def read_lm_eval(
         if stderr == 0 < value < 1:
             stderr = math.nan
             zero.append(benchmark)
-        items, setting = _items(raw, task), setting_of(raw, task)
+        items, setting = items_of(raw, task), setting_of(raw, task)
         score += f" by the filter {by}" * bool(by)
         results.append(Result(who, benchmark, "accuracy", value, items, stderr, path, score, setting))
     unsaid = "config_general" in raw and not all(one.setting.chat for one in results)
@@ -283,7 +283,7 @@ def _task(task: str) -> tuple[str, int | None]:
     return re.sub(r":_?", "_", name[0]), int(numbers[0][:9]) if numbers else None
 
 
-def _items(raw: Mapping[str, Any], task: str) -> int:
+def items_of(raw: Mapping[str, Any], task: str) -> int:
     """The number of items a task was evaluated on, 0 where neither harness says it."""
     for count in (
         mapping(raw, "n-samples", task).get("effective"),

@@ -41,6 +41,7 @@ class SampleFile(NamedTuple):
     model: harness.Model
     benchmark: str
     setting: Setting = Setting()
+    items: int = 0  # which the run was of, 0 where that is not known
 
 
 class HarnessSample(NamedTuple):
@@ -95,6 +96,11 @@ def import_samples(
                 category = info.of(file.benchmark).category or about.category
                 who = dict(zip(KEYS, (*checkpoint[:4], file.benchmark, category), strict=True))
                 table = to_table(who, read_samples(file.path))
+                if file.items not in (0, len(table)):
+                    console.warn(
+                        f"{file.path} holds {len(table)} items, and by the results beside it the run was of {file.items}: copy it"
+                        " again if it was cut off"
+                    )
                 if table["chars"].null_count:
                     console.warn(
                         f"{file.path}: its acc_norm is not that of its choices' lengths, which are left out: acc alone is read"
@@ -119,7 +125,8 @@ def _about(path: Path, known: Mapping[str, Known]) -> SampleFile:
     if results is None or not results.is_file():
         return SampleFile(path, harness.model_of_place(path)._replace(revision=""), benchmark)
     raw = harness.read_results(results)
-    return SampleFile(path, harness.model_of(results, raw), benchmark, harness.setting_of(raw, task))
+    setting, items = harness.setting_of(raw, task), harness.items_of(raw, task)
+    return SampleFile(path, harness.model_of(results, raw), benchmark, setting, items)
 
 
 def _metadata(file: SampleFile, about: Known, seed: str) -> dict[str, str]:

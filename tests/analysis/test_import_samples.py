@@ -325,3 +325,15 @@ def test_samples_are_not_explained(tmp_path: Path, capsys: pytest.CaptureFixture
         "rte: the scores of 1B-a-pt do not say how many tokens a choice has, as imported samples do not"
         in said
     )
+
+
+@pytest.mark.parametrize("items", [4, 5])
+def test_a_file_that_was_cut_off_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], items: int
+) -> None:
+    file = write(tmp_path / "1B-a-pt" / f"samples_rte_{FIRST}.jsonl", PAIR)
+    raw = {"results": {"rte": {"acc,none": 0.5}}, "n-samples": {"rte": {"original": 9, "effective": items}}}
+    (file.parent / f"results_{FIRST}.json").write_text(json.dumps(raw))
+    assert main(["import", str(file), "--out", str(tmp_path / "out")]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert (f"{file} holds 4 items, and by the results beside it the run was of 5" in said) == (items == 5)
