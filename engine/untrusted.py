@@ -95,6 +95,16 @@ def read_json(path: Path, mend: str, *, constants: bool = False) -> dict[str, An
     return value
 
 
+def check_keys(path: Path) -> None:
+    """Raises UserError where an object of a JSON file that another library reads has a key twice; of bad JSON that will speak."""
+    try:
+        parse_json(path.read_bytes(), constants=True)
+    except RepeatedKeyError as error:
+        raise UserError(f"{path}: {error}; remove one of the two") from None
+    except ValueError:
+        pass
+
+
 def read_yaml(path: Path, texts: bool = False) -> Any:
     """The value of a YAML file, safe-loaded. Raises UserError for what is no YAML, too deep, or too large once expanded.
 

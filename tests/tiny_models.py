@@ -5,6 +5,7 @@ Weights are drawn larger than models are initialised with, so that scores differ
 
 from __future__ import annotations
 
+import copy
 import functools
 from pathlib import Path
 from typing import Any
@@ -105,8 +106,13 @@ def config(architecture: str, vocab: int, window: int = 512) -> Any:
     return made
 
 
-@functools.cache
 def tokenizer(kind: str) -> Any:
+    """A tokenizer that the caller may change."""
+    return copy.deepcopy(_trained(kind))
+
+
+@functools.cache
+def _trained(kind: str) -> Any:
     return {"byte_level": byte_level, "sentencepiece_like": sentencepiece_like}[kind]()
 
 

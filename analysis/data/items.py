@@ -39,9 +39,16 @@ MUST_AGREE = {  # metadata that must be one value per benchmark, and what a user
 }
 # Of imported samples: what must be one value per benchmark and stage. Before and after learning a chat format it may differ.
 PROMPTS = {"chat_format": "chat formats", "system_instruction": "system instructions"}
-OTHERS = ("dtype", "backend", "default_score", "checkpoint_seed", "blocks")
+# Of which one value is taken, or which change scores a little: a note says where they differ.
+MAY_DIFFER = {
+    "dtype": "dtypes; small differences may come from that",
+    "backend": "backends; small differences may come from that",
+    "seed": "seeds, so with other few-shot examples; differences may come from that",
+    "rows_hash": "files of few-shot examples; differences may come from that",
+}
+OTHERS = ("default_score", "checkpoint_seed", "blocks")
 READ = {
-    key: key.encode() for key in (*MUST_AGREE, *PROMPTS, *ONE_MODEL, *OTHERS)
+    key: key.encode() for key in (*MUST_AGREE, *PROMPTS, *ONE_MODEL, *MAY_DIFFER, *OTHERS)
 }  # metadata, and as a file has it
 
 
@@ -147,10 +154,12 @@ def _notes(found: Sequence[Scored]) -> list[str]:
         notes.append(f"a sample of at most {first['limit']} items (--limit)")
     if first["variant"] not in ("", "default", "None"):
         notes.append(f"scored in its '{first['variant']}' variant")
+    shots = first["fewshot"] not in ("", "0")
     notes += [
-        f"checkpoints were scored with different {key}s; small differences may come from that"
-        for key in ("dtype", "backend")
-        if len({metadata[key] for _, metadata in found}) > 1
+        f"checkpoints were scored with different {said}"
+        for key, said in MAY_DIFFER.items()
+        if (shots or key not in ("seed", "rows_hash"))
+        and len({metadata[key] for _, metadata in found} - {""}) > 1
     ]
     for key, word in PROMPTS.items():
         said = {metadata[key]: name for name, metadata in reversed(found) if metadata[key]}
@@ -183,13 +192,19 @@ def _read_benchmark(
         if len(waiting) * len(table) >= BLOCK_ITEMS or len(found) == len(group):
             parts.append(_reduce(name, waiting, chosen, confidence))
             waiting = []
-            _same_gold(name, [checkpoint for checkpoint, _ in found], parts)
-    columns = (np.concatenate(column) for column in list(zip(*parts, strict=True))[:-1])
+            _same_choices(name, [checkpoint for checkpoint, _ in found], parts)
+    columns = (np.concatenate(column) for column in list(zip(*parts, strict=True))[:-2])
     names = tuple(checkpoint for checkpoint, _ in found)
     read_items = BenchmarkItems(name, category, chosen, chance, names, *columns)
     if chosen == "acc":
         read_items = read_items._replace(other_KI=read_items.confidence_KI)
-    return read_items, _notes(found)
+    notes = _notes(found)
+    if metric is None and (others := {of["default_score"] or "acc" for _, of in found} - {chosen}):
+        listed = ", ".join(sorted({chosen, *others}))
+        notes.append(
+            f"its files name different default scores ({listed}); {chosen} is taken, --metric chooses"
+        )
+    return read_items, notes
 
 
 def scored_tables(
@@ -265,6 +280,7 @@ class _Part(NamedTuple):
     other_KI: NDArray[np.float32]
     means_KF: NDArray[np.float64]
     unusable_K: NDArray[np.int64]
+    choices_KI: NDArray[np.int16]
     gold_KI: NDArray[np.int16]
 
 
@@ -285,6 +301,7 @@ def _reduce(name: str, tables: Sequence[pa.Table], metric: str, confidence: str)
         _where(usable_KI, other.confidence),
         np.stack([mean_of_known(_where(usable_KI, field_I), 1) for field_I in raw[2:]], axis=1),
         (~usable_KI).sum(axis=1),
+        np.diff(numbers(whole["loglik"].combine_chunks().offsets)).astype(np.int16).reshape(K, -1),
         gold_I.reshape(K, -1),
     )
 
@@ -293,16 +310,19 @@ def _where(usable_KI: NDArray[np.bool_], field_I: NDArray[np.float32]) -> NDArra
     return np.where(usable_KI, field_I.reshape(usable_KI.shape), np.float32("nan"))
 
 
-def _same_gold(name: str, checkpoints: Sequence[str], parts: Sequence[_Part]) -> None:
-    """Refuses a block whose right choices are not the first checkpoint's."""
-    gold_KI = parts[-1].gold_KI
-    differs = np.flatnonzero((gold_KI != parts[0].gold_KI[0]).any(axis=1))
-    if len(differs):
-        other = checkpoints[len(checkpoints) - len(gold_KI) + differs[0]]
-        raise UserError(
-            f"{name}: {checkpoints[0]} and {other} disagree about the right choices of the same "
-            "items; their data differ: score one of them again"
-        )
+def _same_choices(name: str, checkpoints: Sequence[str], parts: Sequence[_Part]) -> None:
+    """Refuses a block whose numbers of choices, or right choices, are not the first checkpoint's."""
+    for what, first_KI, these_KI in (
+        ("numbers of choices", parts[0].choices_KI, parts[-1].choices_KI),
+        ("right choices", parts[0].gold_KI, parts[-1].gold_KI),
+    ):
+        differs = np.flatnonzero((these_KI != first_KI[0]).any(axis=1))
+        if len(differs):
+            other = checkpoints[len(checkpoints) - len(these_KI) + differs[0]]
+            raise UserError(
+                f"{name}: {checkpoints[0]} and {other} disagree about the {what} of the same "
+                "items; their data differ: score one of them again"
+            )
 
 
 def _same_order(name: str, holder: str, first: pa.Table, checkpoint: str, other: pa.Table) -> pa.Table:

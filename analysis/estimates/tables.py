@@ -23,8 +23,6 @@ from evalengine.analysis.statistics.bootstrap import (
     intervals,
 )
 
-DEGENERATE_SAID = 1e-3  # share of undefined resamples above which a row says so
-
 
 class Row(NamedTuple):
     """One statistic. Ends of intervals are NaN where undefined.
@@ -46,7 +44,7 @@ class Row(NamedTuple):
     n: int
     p: float
     q: float
-    degenerate: float  # share of the resamples in which it is undefined
+    degenerate: float  # share of the resamples in which it is undefined, which are left out
     bca_low: float
     bca_high: float
     percentile_low: float
@@ -146,8 +144,6 @@ def _rows(
             said.append(f"not reported: undefined in {found.degenerate[s]:.0%} of the resamples")
         if why:
             said.append(why)
-        if np.isfinite(found.estimate[s]) and found.degenerate[s] > DEGENERATE_SAID + plan.constant:
-            said.append(f"undefined in {found.degenerate[s]:.1%} of the resamples, which are left out")
         columns: dict[str, Any] = {
             f"{name}_{end}": float(ends[name][s, e])
             for name in SHOWN

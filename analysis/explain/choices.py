@@ -282,6 +282,11 @@ def _read_benchmark(
                 " their data differ: score one of them again"
             )
         holders.append(scored.checkpoint)
+        if lacking := [column for column in ("tokens", "chars", "bytes") if table[column].null_count]:
+            raise UserError(
+                f"{name}: the scores of {scored.checkpoint} do not say how many {lacking[0]} a choice has, as imported samples"
+                " do not: `evalengine explain` needs those of `evalengine score`"
+            )
         for column, values in columns.items():
             if not table[column].null_count:
                 values.append(_values(table[column]))

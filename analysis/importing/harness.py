@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evalengine.analysis.data.items import CheckpointLabels
+from evalengine.analysis.data.items import CheckpointLabels, names
 from evalengine.analysis.importing.imported import (
     APART,
     MISSING,
@@ -34,6 +34,16 @@ NAME_PATTERN = r"(?P<scale>[^-]+)-(?P<mixture>.+)-(?P<stage>[^-]+)"
 MODEL_KEYS = ("pretrained", "model", "path", "engine", "model_name")
 ADAPTER_KEYS = ("peft", "delta", "lora_local_path")
 SHOTS_FOLDER = r"(?i)(zero|one|two|three|four|five|ten|few|\d+)[-_ ]?shots?"
+QUANTISED = (
+    "load_in_8bit",
+    "load_in_4bit",
+    "quantization",
+    "quantization_config",
+    "autogptq",
+    "gptqmodel",
+    "gguf_file",
+)
+NOT_ASKED = ("None", "False", "false", "")  # values of an argument
 NO_METRICS = {"alias", "sample_len", "name", " "}
 CHAT_NOT_SAID = (
     "lighteval's files do not say whether a chat template was applied (the tokenizer decides, unless override_chat_template is "
@@ -173,6 +183,7 @@ def read_lm_eval(
     raw = read_results(path)
     results: list[Result] = []
     left_out: dict[str, str] = {}
+    zero: list[str] = []
     for task in mapping(raw, "results"):
         name = _task(task)[0]
         benchmark = benchmark_name(name, known)
@@ -189,16 +200,25 @@ def read_lm_eval(
             elif mapping(raw, "results", task).keys() - NO_METRICS:
                 left_out[task] = "no numbers"
             continue
-        value, stderr = metrics[score]
+        value, stderr, by, others = metrics[score]
+        if others:
+            left_out[task] = f"{score} by several filters, {', '.join((by, *others))}"
+            continue
         for what, number in (("accuracy", value), ("standard error", stderr)):
             if number < 0 or number > 1:
                 raise UserError(
                     f"{path}: the {what} of {printable(task[:60])} must be between 0 and 1: correct it"
                 )
-        items, setting = _items(raw, task), setting_of(raw, task)
+        if stderr == 0 < value < 1:
+            stderr = math.nan
+            zero.append(benchmark)
+        items, setting = items_of(raw, task), setting_of(raw, task)
+        score += f" by the filter {by}" * bool(by)
         results.append(Result(who, benchmark, "accuracy", value, items, stderr, path, score, setting))
     unsaid = "config_general" in raw and not all(one.setting.chat for one in results)
     notes = [CHAT_NOT_SAID] if unsaid else []
+    if zero:
+        notes.append(f"{path}: standard errors of 0, which none is, are taken as not known: {names(zero, 8)}")
     return FileResults(path, results, groups=_groups(raw, known), left_out=left_out, notes=notes)
 
 
@@ -219,6 +239,7 @@ def setting_of(raw: Mapping[str, Any], task: str) -> Setting:
     applied = next((value for value in chosen if isinstance(value, bool)), None)
     if "chat_template" in raw:
         applied = bool(raw["chat_template"])
+    arguments = _arguments(config.get("model_args")) | lighteval
     turns = raw.get("fewshot_as_multiturn") is True and shots != 0
     said = [of[key] for of, key in ((raw, "system_instruction"), (lighteval, "system_prompt")) if key in of]
     return Setting(
@@ -229,7 +250,17 @@ def setting_of(raw: Mapping[str, Any], task: str) -> Setting:
         chat={None: "", False: "none", True: "a chat template" + ", examples as turns" * turns}[applied],
         template=printable(_first(raw, "chat_template_sha")[:12]) if applied else "",
         system=_instruction(said[0]) if said else "",
+        dtype=printable(
+            (_first(config, "model_dtype") or _first(arguments, "dtype")).removeprefix("torch.")[:20]
+        ),
+        quantised=_quantised(arguments),
     )
+
+
+def _quantised(arguments: Mapping[str, Any]) -> str:
+    """How the weights were quantised when they were loaded: "none" where a model's arguments do not name it."""
+    found = [f"{key}={arguments[key]}" for key in QUANTISED if str(arguments.get(key)) not in NOT_ASKED]
+    return printable(", ".join(found)[:60]) if found else "none" * bool(arguments)
 
 
 def _instruction(text: Any) -> str:
@@ -252,7 +283,7 @@ def _task(task: str) -> tuple[str, int | None]:
     return re.sub(r":_?", "_", name[0]), int(numbers[0][:9]) if numbers else None
 
 
-def _items(raw: Mapping[str, Any], task: str) -> int:
+def items_of(raw: Mapping[str, Any], task: str) -> int:
     """The number of items a task was evaluated on, 0 where neither harness says it."""
     for count in (
         mapping(raw, "n-samples", task).get("effective"),
@@ -267,17 +298,37 @@ def _items(raw: Mapping[str, Any], task: str) -> int:
     return 0
 
 
-def _metrics(scores: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    """A task's numbers and their standard errors by metric ("acc,none" is acc), NaN where one is missing."""
-    found: dict[str, tuple[float, float]] = {}
+class _Number(NamedTuple):
+    """A metric of a task; its value and standard error are NaN where they are missing.
+
+    filter: by which answers were read, "" for none. others: filters by which it has another value.
+    """
+
+    value: float
+    stderr: float
+    filter: str
+    others: tuple[str, ...] = ()
+
+
+def _metrics(scores: Mapping[str, Any]) -> dict[str, _Number]:
+    """A task's numbers by metric: "acc,none" and "acc" are acc without a filter, which goes before those by one."""
+    found: dict[str, _Number] = {}
     for key, value in scores.items():
         metric, comma, chosen = key.partition(",")
         if "stderr" in metric or metric in NO_METRICS:
             continue
-        number = _number(value)
-        if number is not None and (metric not in found or chosen == "none"):
-            error = _number(scores.get(f"{metric}_stderr{comma}{chosen}"))
-            found[metric] = (number, math.nan if error is None else error)
+        value = _number(value)
+        if value is None:
+            continue
+        error = _number(scores.get(f"{metric}_stderr{comma}{chosen}"))
+        one = _Number(
+            value, math.nan if error is None else error, "" if chosen == "none" else printable(chosen[:60])
+        )
+        before = found.setdefault(metric, one)
+        if before.filter and not one.filter:
+            found[metric] = one
+        elif before.filter and before.value != one.value:
+            found[metric] = before._replace(others=(*before.others, one.filter))
     return found
 
 

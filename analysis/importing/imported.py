@@ -12,6 +12,7 @@ import csv
 import json
 import math
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -60,7 +61,8 @@ class Setting(NamedTuple):
     """How a benchmark was put to a model; None or "" where the file does not say it.
 
     shots: the number of few-shot examples. limit: of items. version: of the task. commit: of the model's repository. chat:
-    whether a chat template was applied. template: its hash. system: the system instruction.
+    whether a chat template was applied. template: its hash. system: the system instruction. dtype, quantised: of the weights
+    as they were loaded.
     """
 
     shots: int | None = None
@@ -70,6 +72,8 @@ class Setting(NamedTuple):
     chat: str = ""
     template: str = ""
     system: str = ""
+    dtype: str = ""
+    quantised: str = ""
 
 
 class Result(NamedTuple):
@@ -140,6 +144,7 @@ def combine(parts: Sequence[FileResults], known: Mapping[str, Known] = {}, info:
         *_compare_settings(results),
         *_nested(set(benchmarks)),
         *_averages(results),
+        *_alike(results),
         *_unknown(benchmarks, known, info),
         *_without_noise(results),
     ]
@@ -246,7 +251,7 @@ def _compare_settings(results: Iterable[Result]) -> list[str]:
         at_stage = f"{one.benchmark} at {one.who.stage}"
         refused = APART if one.who.stage else ""
         for subject, setting, value, advice in (
-            (one.benchmark, "scores", one.score, "choose one with --metric"),
+            (one.benchmark, "scores", one.score, f"choose one with --metric, or {APART}"),
             (one.benchmark, "numbers of few-shot examples", shots, APART),
             (one.benchmark, "numbers of items", str(one.items or ""), APART),
             (one.benchmark, "limits of items", "" if one.items else how.limit, APART),
@@ -257,6 +262,8 @@ def _compare_settings(results: Iterable[Result]) -> list[str]:
             (one.benchmark, "system instructions", how.system, ""),
             (one.benchmark, "versions of the task", how.version, ""),
             (one.who.name, "commits of the model", how.commit, ""),
+            ("the checkpoints", "dtypes", how.dtype, ""),
+            ("the checkpoints", "quantisations", how.quantised, ""),
         ):
             key = (subject, one.quantity, setting)
             other, file = first.setdefault(key, (value, one.file)) if value else (value, one.file)
@@ -285,6 +292,28 @@ def _averages(results: Iterable[Result]) -> Iterator[str]:
     mixtures = dict.fromkeys(one.who.mixture for one in results if one.who.mixture is not None)
     if len(mixtures) > 1 and (found := [name for name in mixtures if name.lower() in AVERAGES]):
         yield f"a mixture is called {names(found)}: if it is the mean of others, leave it out, or it counts as one more"
+
+
+def _alike(results: Iterable[Result]) -> Iterator[str]:
+    """Notes on scales, mixtures and stages that may be one, written in two ways: 1 and 1.0, A and a, two Unicode forms."""
+    every = [one.who for one in results]
+    for what in ("scale", "mixture", "stage"):
+        forms: dict[str, list[str]] = defaultdict(list)
+        for name in dict.fromkeys(getattr(who, what) for who in every):
+            if name is not None:
+                forms[_plain_form(name)].append(name)
+        for same in forms.values():
+            if len(same) > 1:
+                yield f"{what}s {' and '.join(map(ascii, same[:3]))} count as different: if they are one, write it in one way"
+
+
+def _plain_form(name: str) -> str:
+    """A name without what people and programs write differently."""
+    text = "".join(unicodedata.normalize("NFKC", name).casefold().split())
+    try:
+        return repr(float(text)) if "_" not in text else text
+    except ValueError:
+        return text
 
 
 def _stated(parts: Iterable[FileResults]) -> dict[str, dict[str, dict[str, Any]]]:

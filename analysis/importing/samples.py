@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from evalengine import console
 from evalengine.analysis.data.panel import RESULTS_FILE
 from evalengine.analysis.importing import harness
 from evalengine.analysis.importing.benchmark_info import NOTHING, Info
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+POSITIVE_MOST = 1e-3  # of a log-likelihood: rounding
+
+
 class SampleFile(NamedTuple):
     """A samples file: what it is about, as far as that is known."""
 
@@ -37,12 +41,15 @@ class SampleFile(NamedTuple):
     model: harness.Model
     benchmark: str
     setting: Setting = Setting()
+    items: int = 0  # which the run was of, 0 where that is not known
 
 
 class HarnessSample(NamedTuple):
     """One line: an item, the log-likelihoods, greedy flags and texts of its choices, and what says which one is right.
 
-    right: what `acc` says of the choice with the highest log-likelihood, `picked`. gold: once the targets are understood.
+    choices: as they were scored, delimiter included. right: what `acc` says of the choice with the highest log-likelihood,
+    `picked`. right_norm: what `acc_norm` says of the one with the highest for each character. gold: once the targets are
+    understood.
     """
 
     line: int
@@ -53,6 +60,7 @@ class HarnessSample(NamedTuple):
     loglik: tuple[float, ...]
     greedy: tuple[bool, ...]
     choices: tuple[str, ...]
+    right_norm: bool | None
     gold: int = -1
 
 
@@ -88,6 +96,15 @@ def import_samples(
                 category = info.of(file.benchmark).category or about.category
                 who = dict(zip(KEYS, (*checkpoint[:4], file.benchmark, category), strict=True))
                 table = to_table(who, read_samples(file.path))
+                if file.items not in (0, len(table)):
+                    console.warn(
+                        f"{file.path} holds {len(table)} items, and by the results beside it the run was of {file.items}: copy it"
+                        " again if it was cut off"
+                    )
+                if table["chars"].null_count:
+                    console.warn(
+                        f"{file.path}: its acc_norm is not that of its choices' lengths, which are left out: acc alone is read"
+                    )
                 _refuse_other_scores(out / target, table)
                 write(staging / target, table, _metadata(file, about, checkpoint.seed))
             for target in source:
@@ -108,7 +125,8 @@ def _about(path: Path, known: Mapping[str, Known]) -> SampleFile:
     if results is None or not results.is_file():
         return SampleFile(path, harness.model_of_place(path)._replace(revision=""), benchmark)
     raw = harness.read_results(results)
-    return SampleFile(path, harness.model_of(results, raw), benchmark, harness.setting_of(raw, task))
+    setting, items = harness.setting_of(raw, task), harness.items_of(raw, task)
+    return SampleFile(path, harness.model_of(results, raw), benchmark, setting, items)
 
 
 def _metadata(file: SampleFile, about: Known, seed: str) -> dict[str, str]:
@@ -125,7 +143,7 @@ def _metadata(file: SampleFile, about: Known, seed: str) -> dict[str, str]:
         "limit": "" if how.limit == "None" else how.limit.removesuffix(".0"),
         "fewshot": "" if how.shots is None else str(how.shots),
         "backend": "imported",
-        "dtype": "",
+        "dtype": how.dtype,
         "checkpoint_seed": seed,
         "chat_format": how.chat,
         "system_instruction": how.system,
@@ -181,21 +199,39 @@ def _sample(number: int, raw: Mapping[str, Any]) -> HarnessSample:
     loglik = tuple(float(value[0]) for value in scored)
     greedy = tuple(str(value[1]) == "True" for value in scored)
     arguments = raw["arguments"]
-    pairs = arguments.values() if isinstance(arguments, dict) else arguments
-    texts = [pair["arg_1"] if isinstance(pair, dict) else pair[1] for pair in pairs]
-    # With mutual information the unconditional requests follow the conditional ones.
-    choices = tuple(text.removeprefix(" ") for text in texts[: len(loglik)])
-    if len(choices) < 2 or len(choices) != len(loglik):
-        raise ValueError("not one log-likelihood for each of two choices or more")
-    acc = None if "acc" not in raw else float(raw["acc"])
-    if acc not in (None, 0.0, 1.0):
+    if isinstance(
+        arguments, dict
+    ):  # gen_args_0, gen_args_1, ..., which a program that sorts keys puts behind gen_args_10
+        arguments = [arguments[f"gen_args_{i}"] for i in range(len(arguments))]
+    choices = tuple(pair["arg_1"] if isinstance(pair, dict) else pair[1] for pair in arguments)
+    if len(choices) != len(loglik):
+        raise ValueError("not one log-likelihood for each choice")
+    if "acc_mutual_info" in raw:  # the unconditional requests follow the conditional ones
+        n = len(choices) // 2
+        choices, loglik, greedy = choices[:n], loglik[:n], greedy[:n]
+    if len(choices) < 2:
+        raise ValueError("fewer than two choices")
+    if above := [value for value in loglik if value > POSITIVE_MOST]:
+        raise UserError(
+            f"its score {above[0]:g} is above 0, as no log-likelihood is: write natural logarithms"
+        )
+    said = {key: float(raw[key]) for key in ("acc", "acc_norm") if key in raw}
+    if (acc := said.get("acc")) not in (None, 0.0, 1.0):
         raise UserError(f"its acc is {acc:g}: a task with several right choices cannot be imported")
-    right = None if acc is None or any(map(math.isnan, loglik)) else acc == 1.0
+    comparable = not any(map(math.isnan, loglik))
+    right, right_norm = (
+        said[key] == 1.0 if comparable and key in said else None for key in ("acc", "acc_norm")
+    )
     item = str(raw.get("doc_hash") or raw["doc_id"])
     for text in (item, *choices):
         text.encode()  # a lone surrogate is no character
-    picked = max(range(len(loglik)), key=lambda i: (loglik[i], -i))
-    return HarnessSample(number, item, str(raw["target"]).strip(), right, picked, loglik, greedy, choices)
+    target = str(raw["target"]).strip()
+    return HarnessSample(number, item, target, right, _highest(loglik), loglik, greedy, choices, right_norm)
+
+
+def _highest(scores: Sequence[float]) -> int:
+    """The place of the highest score, the first on ties."""
+    return max(range(len(scores)), key=lambda i: (scores[i], -i))
 
 
 def _index(sample: HarnessSample) -> int | None:
@@ -267,15 +303,44 @@ def _by(rule: Callable[[HarnessSample], int | None], samples: Sequence[HarnessSa
     return golds if len(golds) == len(samples) else None
 
 
+# What the harness puts before a choice, " " if the task does not say otherwise, is not in its length.
+CUTS: tuple[Callable[[str], str], ...] = (lambda text: text.removeprefix(" "), str, str.lstrip)
+
+
+def without_delimiter(samples: Sequence[HarnessSample]) -> list[list[str]] | None:
+    """The choices of every sample as the harness measures them: by the first of CUTS with which `acc_norm` is as it says.
+
+    None where it is so with none, as for tasks whose contexts and not whose choices differ.
+    """
+    for cut in CUTS:
+        found = [[cut(choice) for choice in sample.choices] for sample in samples]
+        if all(map(_norm_agrees, samples, found)):
+            return found
+    return None
+
+
+def _norm_agrees(sample: HarnessSample, choices: Sequence[str]) -> bool:
+    """Whether the log-likelihoods for each character of these choices give the sample's `acc_norm`, if it has one."""
+    if sample.right_norm is None:
+        return True
+    if not all(choices):  # NumPy's division by 0, as in the harness, is not worth a guess
+        return False
+    by_length = [score / len(choice) for score, choice in zip(sample.loglik, choices, strict=True)]
+    return sample.right_norm == (_highest(by_length) == sample.gold)
+
+
 def to_table(who: Mapping[str, str | None], samples: Sequence[HarnessSample]) -> pa.Table:
-    """A table of the store's schema; an item that occurs twice gets a number behind its id."""
+    """A table of the store's schema; an item that occurs twice gets a number behind its id, and lengths that are not known
+    are null."""
     import pyarrow as pa
 
     from evalengine.store import schema
 
     count: Counter[str] = Counter()
     rows = []
-    for sample in samples:
+    measured = without_delimiter(samples)
+    for at, sample in enumerate(samples):
+        choices = measured[at] if measured is not None else None
         count[sample.item] += 1
         again = f"#{count[sample.item]}" if count[sample.item] > 1 else ""
         rows.append(
@@ -285,8 +350,8 @@ def to_table(who: Mapping[str, str | None], samples: Sequence[HarnessSample]) ->
                 "gold": sample.gold,
                 "loglik": sample.loglik,
                 "greedy": sample.greedy,
-                "chars": [len(choice) for choice in sample.choices],
-                "bytes": [len(choice.encode()) for choice in sample.choices],
+                "chars": None if choices is None else [len(choice) for choice in choices],
+                "bytes": None if choices is None else [len(choice.encode()) for choice in choices],
             }
         )
     return pa.Table.from_pylist(rows, schema())

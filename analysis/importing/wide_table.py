@@ -47,7 +47,9 @@ def read_csv(path: Path, how: WideTable, known: Mapping[str, Known]) -> FileResu
         items = _counts(path, lines, column, how, left_out)
         stderr = column.stderr
         errors = [_number(path, line, stderr) if stderr else math.nan for line in lines]
-        if column.quantity != "loss":
+        if column.quantity == "loss":
+            _is_signed(path, lines, column.name, values)
+        else:
             is_percent = _is_percent(path, lines, column.name, values)
             percent[is_percent].append(column.name)
             if is_percent:
@@ -175,6 +177,11 @@ def _number(path: Path, line: Line, column: str) -> float:
 def _shares(path: Path, lines: Sequence[Line], column: str) -> list[float]:
     """A column of shares, NaN where they are missing; "25%" is 0.25. Raises UserError where only some have that sign."""
     values = [_number(path, line, column) for line in lines]
+    return [value / 100.0 for value in values] if _is_signed(path, lines, column, values) else values
+
+
+def _is_signed(path: Path, lines: Sequence[Line], column: str, values: Sequence[float]) -> bool:
+    """Whether the values of a column have a percent sign. Raises UserError where only some have; 0 may go without."""
     signed = [
         line.cells[column].strip().endswith("%")
         for line, value in zip(lines, values, strict=True)
@@ -182,9 +189,9 @@ def _shares(path: Path, lines: Sequence[Line], column: str) -> list[float]:
     ]
     if any(signed) and not all(signed):
         raise UserError(
-            f"{path}: {column} has shares with and without a percent sign: write all of them one way"
+            f"{path}: {column} has values with and without a percent sign: write all of them one way"
         )
-    return [value / 100.0 for value in values] if any(signed) else values
+    return any(signed)
 
 
 def _counts(

@@ -37,9 +37,10 @@ from evalengine.analysis.statistics.correlation import BlockNumbers, parts_of
 TOP1_JUDGED = "top1 judged without noise"
 REGRET_JUDGED = "regret judged without noise"
 REGRET = "regret without noise"
-DRAWS = 1000
-# Draws of S: where fewer than DRAWS of them exceed the noise, the mixtures differ no more than it makes them.
-MOST_TRIES = 200_000
+# The Monte Carlo error of a posterior mean is 1.6% of the posterior's standard deviation, of a probability at most 0.8 points.
+DRAWS = 4000
+# Where a smaller share of so many draws of S exceeds the noise, the mixtures differ no more than it makes them.
+EXCEEDING_LEAST, TRIES = 0.005, 200_000
 
 
 class Regret(NamedTuple):
@@ -78,23 +79,25 @@ def regret(
 
 
 def _covariances(measured_22: Array, noise_22: Array, freedom: int, rng: np.random.Generator) -> Array | None:
-    """(DRAWS, 2, 2): the posterior of S; None after MOST_TRIES."""
+    """(DRAWS, 2, 2): the posterior of S; None where fewer than EXCEEDING_LEAST of the draws exceed the noise."""
     if not _positive(measured_22):
         return None
     root_22 = np.linalg.cholesky(np.linalg.inv(freedom * measured_22))
     kept: list[Array] = []
-    for _ in range(0, MOST_TRIES, 4 * DRAWS):
+    tried = found = 0
+    while found < DRAWS:
+        if tried >= TRIES and found < EXCEEDING_LEAST * tried:
+            return None
         # the factor [[a, 0], [b, c]] of the inverse of S, by Bartlett
-        chi_D = np.sqrt(rng.chisquare(freedom, 4 * DRAWS))
-        b_D = root_22[1, 0] * chi_D + root_22[1, 1] * rng.normal(size=4 * DRAWS)
-        a_D, c_D = root_22[0, 0] * chi_D, root_22[1, 1] * np.sqrt(rng.chisquare(freedom - 1, 4 * DRAWS))
+        chi_D = np.sqrt(rng.chisquare(freedom, DRAWS))
+        b_D = root_22[1, 0] * chi_D + root_22[1, 1] * rng.normal(size=DRAWS)
+        a_D, c_D = root_22[0, 0] * chi_D, root_22[1, 1] * np.sqrt(rng.chisquare(freedom - 1, DRAWS))
         square_D, between_D = c_D * c_D, -b_D / (a_D * c_D * c_D)
         before_D = (b_D * b_D + square_D) / (a_D * a_D * square_D)
         s_D22 = np.stack([before_D, between_D, between_D, 1.0 / square_D], axis=1).reshape(-1, 2, 2)
         kept.append(s_D22[_positive(s_D22 - noise_22)])
-        if sum(map(len, kept)) >= DRAWS:
-            return np.concatenate(kept)[:DRAWS]
-    return None
+        tried, found = tried + DRAWS, found + len(kept[-1])
+    return np.concatenate(kept)[:DRAWS]
 
 
 def _inverse(matrix_D22: Array) -> Array:

@@ -8,14 +8,16 @@ Cost: 2 MB and some seconds of drawing at 20 benchmarks and two scales.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
 
 from evalengine.analysis.claims import CAUTION, HEADINGS, SUPPORTED, UNSUPPORTED
 from evalengine.analysis.data.items import names
+from evalengine.analysis.estimates.tables import Row
 from evalengine.analysis.explain import findings
 from evalengine.analysis.explain.explainer import Findings
 from evalengine.analysis.explain.registry import EXPLAINERS
@@ -27,10 +29,12 @@ from evalengine.analysis.report.page import html
 from evalengine.analysis.report.style import FORMATS, extent, styled
 from evalengine.analysis.report.summary import noise_section, summarise
 from evalengine.analysis.results import Method, Results, interval_words, load_results
+from evalengine.analysis.statistics.bootstrap import DEGENERATE_MOST
 from evalengine.errors import UserError
 from evalengine.files import atomic, write
 
 EQUALS = "\u00a0=\u00a0"  # a line does not break within "n = 9"
+DEGENERATE_SAID = 1e-3  # share of undefined resamples above which they are spoken of
 RECORD = ".written"  # in figures/ and tables/: the names of the files there that the last report wrote
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
@@ -225,6 +229,17 @@ def _in_plain_words(results: Results, explained: Findings | None) -> str:
     )
 
 
+def undefined_words(rows: Iterable[Row]) -> str:
+    """What is said once of the resamples in which reported statistics are undefined; "" where there are none to speak of."""
+    found = [r.degenerate for r in rows if math.isfinite(r.estimate) and r.degenerate > DEGENERATE_SAID]
+    if not found:
+        return ""
+    return (
+        f"Resamples in which a statistic is undefined are left out: of {len(found):,} statistics, up to {max(found):.1%} (column"
+        f" degenerate of the tables). Above {DEGENERATE_MOST:.0%} none is reported."
+    )
+
+
 def _method(results: Results) -> str:
     m = results.method
     orders = f"orders: {m['permutations']}"
@@ -240,5 +255,7 @@ def _method(results: Results) -> str:
     if m["metrics"]:
         scores = [f"{b} {s}" for b, s in zip(m["benchmarks"], m["metrics"], strict=True)]
         lines.append(f"Scores: {', '.join(scores)}.")
+    if undefined := undefined_words(row for rows in results.tables.values() for row in rows):
+        lines.append(undefined)
     lines.append(f"evalengine {m['evalengine']}. All tables are beside this file as csv, arrow and json.")
     return "<h2>Method</h2><ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"

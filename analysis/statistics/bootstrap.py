@@ -128,11 +128,6 @@ class Resamples:
             return np.ones((statistics, self.jackknife), dtype=np.bool_), freedom_S
         return basis.used_SM, np.maximum(self.freedom(*basis), 1)
 
-    @property
-    def constant(self) -> float:
-        """Share of the resamples that draw one mixture alone from each of several blocks: nothing varies within them."""
-        return constant_share(block_sizes(self.jackknife, self.block_M)) if self.within_blocks else 0.0
-
 
 class Intervals(NamedTuple):
     """Estimates and their intervals: (S,), by kind (S, 2), (S,). NaN where the data cannot say."""

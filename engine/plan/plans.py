@@ -33,7 +33,7 @@ from evalengine.untrusted import reason
 if TYPE_CHECKING:
     from evalengine.benchmarks import ItemSet
 
-PLAN_VERSION = "6"
+PLAN_VERSION = "7"
 NOT_ARRAYS = ("sequences", "item", "truncated", "notes")  # fields of Encoded that are kept otherwise
 version = functools.cache(importlib.metadata.version)
 

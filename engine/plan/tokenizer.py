@@ -2,7 +2,9 @@
 
 transformers 5 builds many tokenizers anew from their vocabulary, by the class that config.json names, and says nothing where
 that class encodes texts otherwise than the file, or finds no file at all. Each such case is noticed here on a few probes.
-Cost: some milliseconds, and one more reading of tokenizer.json (0.1 to 0.5 s), once per tokenizer whose plans are made.
+Keys that its JSON files repeat are refused: the tokenizers library takes the last value without a word.
+Cost: some milliseconds, and two more readings of tokenizer.json (0.1 to 0.5 s, and 0.3 s for 10 MB), once per tokenizer whose
+plans are made.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any
 from evalengine import console
 from evalengine.checkpoints import Checkpoint, tokenizer_files
 from evalengine.errors import UserError
-from evalengine.untrusted import reason
+from evalengine.untrusted import check_keys, reason
 
 WORDS = ("no", "B", "42", "yes")
 PROBES = (*WORDS, "The sun is up", "Question: Which one isn't it?\nAnswer: the moon, 384,400 km away.")
@@ -28,9 +30,13 @@ def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig, AutoTokenizer
 
     folder = checkpoint.tokenizer_folder
-    there = ", ".join(file.name for file in tokenizer_files(folder))
+    files = tokenizer_files(folder)
+    there = ", ".join(file.name for file in files)
     remote: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     try:
+        for file in files:
+            if file.suffix == ".json":
+                check_keys(file)
         # An adapter's folder has no config.json, by which a tokenizer without tokenizer_class is known.
         if checkpoint.base is not None:
             remote["config"] = AutoConfig.from_pretrained(checkpoint.base, **remote)
@@ -41,6 +47,8 @@ def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
             model.dropout = None
         known = knows_text(tokenizer)
         same = known and encodes_like_sentencepiece(tokenizer)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(
             f"{checkpoint.name} has no tokenizer that can be loaded ({reason(error)}); the folder has {there}: copy the"

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from evalengine.errors import UserError
 from evalengine.files import locked
 from evalengine.store import sealed
+from evalengine.untrusted import NAME_BYTES, printable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,7 +66,8 @@ def read_metadata(path: Path) -> dict[str, str] | None:
 
 
 def read(path: Path) -> pa.Table:
-    """One stored file, every byte checked. Raises UserError where it is damaged."""
+    """One stored file, every byte checked. Raises UserError where it is damaged, or not under its benchmark's name, as a copy is
+    that would count twice."""
     try:
         table = sealed.read(path)
     except (sealed.Damaged, OSError):
@@ -73,6 +75,10 @@ def read(path: Path) -> pa.Table:
     if not table.schema.equals(schema()):
         raise UserError(
             f"{path} is not a score table of this version of evalengine: score again with --fresh"
+        )
+    if table.num_rows and (held := table["benchmark"][0].as_py()) != path.stem:
+        raise UserError(
+            f"{path} holds scores of {printable(str(held)[:NAME_BYTES])}: give it that name, or remove it if it is a copy"
         )
     return table
 

@@ -21,7 +21,12 @@ from evalengine.analysis.data.panel import Blocks, Panel
 from evalengine.analysis.protocols import decisions, noise
 from evalengine.analysis.protocols.alignment import CELLS, WITHIN, alignment
 from evalengine.analysis.protocols.transfer_tests import swap_p
-from evalengine.analysis.statistics.bootstrap import draw_resamples, enumerate_resamples, resamples
+from evalengine.analysis.statistics.bootstrap import (
+    constant_share,
+    draw_resamples,
+    enumerate_resamples,
+    resamples,
+)
 from evalengine.analysis.statistics.correlation import Sample, correlate, permuted_p
 from evalengine.analysis.study import CorrelateOptions, analyse, fixed_data
 from evalengine.cli import main
@@ -121,7 +126,9 @@ def test_exact_resamples_are_all_draws_within_blocks() -> None:
     counts_RM = np.rint(5 * plan.weight_MC[:, 6:].T).astype(int)
     found = dict(zip(map(tuple, counts_RM.tolist()), plan.multiplicity_R, strict=True))
     assert found == drawn
-    assert plan.exact and plan.units(1, None)[1] == 3 and plan.constant == pytest.approx(1 / 2 / 9)
+    assert plan.exact and plan.units(1, None)[1] == 3
+    alone = sum(n for counts, n in drawn.items() if np.count_nonzero(counts) == 2)
+    assert constant_share([2, 3]) == pytest.approx(alone / sum(drawn.values()))
     assert resamples(9, None, block_M=BLOCK).count == 1000
     assert resamples(500, None, block_M=np.arange(500) % 5).count == 10_000
 

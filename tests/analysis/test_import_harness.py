@@ -414,6 +414,52 @@ def test_standard_errors_and_numbers_of_items(tmp_path: Path, capsys: pytest.Cap
     assert "the standard error of rte must be between 0 and 1" in refused(capsys, tmp_path / "no", bad)
 
 
+def test_of_several_filters_none_is_taken_unsaid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The filter `none` goes first; without it, the first one of a file was taken."""
+    strict = {"own": {"acc,strict": 0.1, "acc,flexible": 0.3}, "rte": {"acc,strict": 0.2, "acc,none": 0.4}}
+    file = results(tmp_path / "a.json", strict, "1B-a-pt")
+    assert main(["import", str(file), "--out", str(tmp_path / "out")]) == 0
+    assert "Left out: own (acc by several filters, strict, flexible)" in capsys.readouterr().out
+    assert [(row["benchmark"], row["value"]) for row in stored(tmp_path / "out")] == [("rte", "0.4")]
+    other = results(tmp_path / "b.json", {"rte": {"acc,strict": 0.5}}, "1B-b-pt")
+    said = refused(capsys, tmp_path / "no", file, other)
+    assert f"rte has different scores: acc in {file}, acc by the filter strict in {other}" in said
+
+
+def test_a_standard_error_of_zero_is_not_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It would stand for an accuracy without noise. Where all answers are right it is what the formula gives."""
+    tasks = {
+        "rte": {"acc,none": 0.5, "acc_stderr,none": 0.0},
+        "wic": {"acc,none": 1.0, "acc_stderr,none": 0.0},
+    }
+    file = results(tmp_path / "a.json", tasks, "1B-a-pt")
+    assert main(["import", str(file), "--out", str(tmp_path / "out")]) == 0
+    assert "standard errors of 0, which none is, are taken as not known: rte" in capsys.readouterr().err
+    assert {row["benchmark"]: row["stderr"] for row in stored(tmp_path / "out")} == {"rte": "", "wic": "0.0"}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("dtype=float16", "dtype=bfloat16"), "dtypes, float16"),
+        (("dtype=float16", "dtype=float16,load_in_8bit=True"), "quantisations, none"),
+        (("dtype=float16", "dtype=float16,load_in_4bit=False"), ""),
+    ],
+)
+def test_weights_that_were_loaded_otherwise_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: tuple[str, str], said: str
+) -> None:
+    files = [
+        results(tmp_path / f"{m}.json", {"rte": 0.5}, config={"model_args": f"pretrained=o/1B-{m}-pt,{how}"})
+        for m, how in zip("ab", given, strict=True)
+    ]
+    assert main(["import", *map(str, files), "--out", str(tmp_path / "out"), "--json"]) == 0
+    notes = [note for note in json.loads(capsys.readouterr().out)["notes"] if "the checkpoints" in note]
+    assert [note.split(f" in {files[0]}")[0] for note in notes] == [
+        f"the checkpoints: different {said}"
+    ] * bool(said)
+
+
 def stored(folder: Path) -> list[dict[str, str]]:
     with (folder / "results.csv").open() as handle:
         return list(csv.DictReader(handle))

@@ -13,7 +13,7 @@ import pytest
 
 from evalengine import store
 from evalengine.analysis.data.items import read_store
-from evalengine.analysis.importing.samples import read_samples
+from evalengine.analysis.importing.samples import read_samples, to_table
 from evalengine.cli import main
 from evalengine.errors import UserError
 
@@ -57,7 +57,7 @@ DIGITS = ("1", "2", "3", "4")
 def test_a_digit_is_an_index(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     truth = [int(g) for g in rng.integers(4, size=20)]
-    lines = [sample(n, g, DIGITS, rng.normal(size=4).tolist(), g) for n, g in enumerate(truth)]
+    lines = [sample(n, g, DIGITS, (rng.normal(size=4) - 9).tolist(), g) for n, g in enumerate(truth)]
     assert golds(tmp_path / "s.jsonl", lines) == truth
     without = [{key: value for key, value in line.items() if key != "acc"} for line in lines]
     assert golds(tmp_path / "s.jsonl", without) == truth
@@ -200,6 +200,76 @@ def test_a_key_that_a_sample_has_twice_is_refused(tmp_path: Path) -> None:
         read_samples(path)
 
 
+def test_unconditional_scores_are_no_choices(tmp_path: Path) -> None:
+    """With acc_mutual_info the harness scores every choice once more without context, behind those with it."""
+    lines = [
+        sample(
+            n,
+            n % 2,
+            ("yes", "no", "yes", "no"),
+            [-3.0, -2.0, -1.0, -1.5],
+            acc=float(n % 2),
+            acc_mutual_info=0.0,
+        )
+        for n in range(4)
+    ]
+    found = read_samples(write(tmp_path / "s.jsonl", lines))
+    assert [one.loglik for one in found] == [(-3.0, -2.0)] * 4
+    assert [one.gold for one in found] == [0, 1, 0, 1] and found[0].choices == (" yes", " no")
+
+
+def test_choices_keep_their_order_where_keys_are_sorted(tmp_path: Path) -> None:
+    """As texts gen_args_10 and gen_args_11 come before gen_args_2."""
+    texts = [chr(97 + k) * (k + 1) for k in range(12)]
+    line = sample(0, 2, texts, [-float(k + 1) for k in range(12)])
+    path = tmp_path / "s.jsonl"
+    path.write_text(json.dumps(line, sort_keys=True))
+    table = to_table(dict.fromkeys(store.KEYS, "x"), read_samples(path))
+    assert table["chars"].to_pylist() == [list(range(1, 13))]
+
+
+def test_what_is_above_zero_is_no_log_likelihood(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.jsonl", [sample(0, 0, ("a", "b"), [float("nan"), 0.7])])
+    with pytest.raises(UserError, match=r"line 1: its score 0\.7 is above 0, as no log-likelihood is"):
+        read_samples(path)
+
+
+@pytest.mark.parametrize(("delimiter", "stated"), [(" ", ""), ("\n\n", ""), ("", " "), ("", "")])
+def test_lengths_are_those_by_which_acc_norm_was_computed(
+    tmp_path: Path, delimiter: str, stated: str
+) -> None:
+    """The harness counts what the task calls a choice, without the delimiter that the task puts before it."""
+    rng = np.random.default_rng(0)
+    lines, lengths = [], []
+    for n in range(200):
+        choices = [stated + "x" * int(k) for k in rng.integers(1, 6, size=3)]
+        loglik, gold = (-rng.uniform(1, 9, size=3)).tolist(), int(rng.integers(3))
+        lengths.append([len(choice) for choice in choices])
+        norm = float(int(np.argmax(np.array(loglik) / lengths[-1])) == gold)
+        line = sample(n, gold, choices, loglik, gold, acc_norm=norm)
+        for pair, choice in zip(line["arguments"].values(), choices, strict=True):
+            pair["arg_1"] = delimiter + choice
+        lines.append(line)
+    table = to_table(dict.fromkeys(store.KEYS, "x"), read_samples(write(tmp_path / "s.jsonl", lines)))
+    assert table["chars"].to_pylist() == table["bytes"].to_pylist() == lengths
+
+
+def test_lengths_that_contradict_acc_norm_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where contexts hold the choices: the harness divides by the choices' lengths, which the file does not have."""
+    lines = [sample(n, 0, ("same", "same"), [-1.0, -2.0], 0, acc_norm=float(n % 2)) for n in range(4)]
+    for stage in ("pt", "sft"):
+        write(tmp_path / "runs" / f"1B-a-{stage}" / f"samples_own_{FIRST}.jsonl", lines)
+    assert main(["import", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    assert "its acc_norm is not that of its choices' lengths" in " ".join(capsys.readouterr().err.split())
+    assert read_store(tmp_path / "out").benchmarks[0].metric == "acc"
+    with pytest.raises(
+        UserError, match="own: the store has no chars lengths, so no acc_norm: use --metric acc"
+    ):
+        read_store(tmp_path / "out", "acc_norm")
+
+
 def test_scores_that_are_there_are_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write(tmp_path / "1B-a-pt" / f"samples_rte_{FIRST}.jsonl", PAIR)
     out, again = tmp_path / "out", ["import", str(file), "--out", str(tmp_path / "out")]
@@ -242,3 +312,28 @@ def test_what_the_user_says_of_a_task(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "--items would do nothing: only .csv and .json files use it" in capsys.readouterr().err
     assert main([*given, "--category", "x=Mine", "--out", str(tmp_path / "no")]) == 1
     assert "no benchmark 'x' is imported" in capsys.readouterr().err and not (tmp_path / "no").exists()
+
+
+def test_samples_are_not_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They do not say how many tokens a choice has."""
+    write(tmp_path / "1B-a-pt" / f"samples_rte_{FIRST}.jsonl", PAIR)
+    assert main(["import", str(tmp_path / "1B-a-pt"), "--out", str(tmp_path / "out")]) == 0
+    capsys.readouterr()
+    assert main(["explain", str(tmp_path / "out"), "--out", str(tmp_path / "a")]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        "rte: the scores of 1B-a-pt do not say how many tokens a choice has, as imported samples do not"
+        in said
+    )
+
+
+@pytest.mark.parametrize("items", [4, 5])
+def test_a_file_that_was_cut_off_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], items: int
+) -> None:
+    file = write(tmp_path / "1B-a-pt" / f"samples_rte_{FIRST}.jsonl", PAIR)
+    raw = {"results": {"rte": {"acc,none": 0.5}}, "n-samples": {"rte": {"original": 9, "effective": items}}}
+    (file.parent / f"results_{FIRST}.json").write_text(json.dumps(raw))
+    assert main(["import", str(file), "--out", str(tmp_path / "out")]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert (f"{file} holds 4 items, and by the results beside it the run was of 5" in said) == (items == 5)

@@ -205,7 +205,7 @@ def test_shares_with_a_percent_sign(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert shares is not None and shares.shares == {"code": {"m0": 0.25, "m1": 0.5, "m2": 0.0}}
     mixed = table(tmp_path / "u.csv", "code,rte", "25%,0.5", "25%,0.5", "0.5,0.5", "0.5,0.5")
     said = refused(capsys, tmp_path / "no", mixed, "--shares", "code")
-    assert f"{mixed}: code has shares with and without a percent sign" in said
+    assert f"{mixed}: code has values with and without a percent sign" in said
 
 
 def test_one_standard_error_in_another_unit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -443,3 +443,28 @@ def test_explain_says_that_imported_results_have_no_items(
     assert main(["explain", str(tmp_path / "imported"), "--out", str(tmp_path / "out")]) == 1
     assert "holds imported results, which say nothing of single items" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("one", "other"), [("1", "1.0"), ("a", "A"), ("\u00e9", "e\u0301"), ("1e3", "1000")])
+def test_names_that_may_be_one_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], one: str, other: str
+) -> None:
+    """As where one half of a table was written with a missing value in it, which makes its integers floats."""
+    path = tmp_path / "t.csv"
+    path.write_text(f"m,t,rte\n{one},pt,0.5\n{other},pt,0.6\nb,pt,0.7\n", encoding="utf-8")
+    columns = ["--mixture", "m", "--stage", "t", "--out", str(tmp_path / "out"), "--json"]
+    assert main(["import", str(path), *columns]) == 0
+    notes = [note for note in json.loads(capsys.readouterr().out)["notes"] if "if they are one" in note]
+    assert notes == [
+        f"mixtures {one!a} and {other!a} count as different: if they are one, write it in one way"
+    ]
+
+
+def test_losses_with_and_without_a_percent_sign_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("m,t,rte\na,pt,2.5%\nb,pt,2.4\n")
+    columns = ["--mixture", "m", "--stage", "t", "--loss", "--out", str(tmp_path / "out")]
+    assert main(["import", str(path), *columns]) == 1
+    assert "rte has values with and without a percent sign" in " ".join(capsys.readouterr().err.split())

@@ -21,7 +21,7 @@ from evalengine.analysis.statistics.calibration_error import (
 from evalengine.errors import UserError
 from evalengine.store.metrics import answers, table_answers
 
-WHO = {"checkpoint": "c", "scale": "1B", "mixture": "m", "stage": "pt", "benchmark": "b", "category": "NLI"}
+WHO = {"checkpoint": "c", "scale": "1B", "mixture": "m", "stage": "pt", "benchmark": "rte", "category": "NLI"}
 
 
 @pytest.fixture
@@ -143,6 +143,56 @@ def simple(ids: list[str], gold: list[int] | None = None, checkpoint: str = "a")
     return planted.item_table({**WHO, "checkpoint": checkpoint}, loglik, chosen, ids)
 
 
+def renamed(table: pa.Table, benchmark: str) -> pa.Table:
+    at = table.schema.get_field_index("benchmark")
+    return table.set_column(
+        at, table.schema.field(at), pa.array([benchmark] * len(table), table.schema.field(at).type)
+    )
+
+
+def test_a_copy_of_a_file_does_not_count_as_one_more_benchmark(tmp_path: Path) -> None:
+    put(tmp_path, "a", simple(["i1", "i2"]))
+    copy = tmp_path / "a" / "rte (copy).arrow"
+    copy.write_bytes((tmp_path / "a" / "rte.arrow").read_bytes())
+    for reader in (read_store, store.load):
+        with pytest.raises(
+            UserError, match=r"rte \(copy\)\.arrow holds scores of rte: give it that name, or"
+        ):
+            reader(tmp_path)
+    copy.unlink()
+    assert len(read_store(tmp_path).benchmarks) == 1
+
+
+def test_checkpoints_that_lack_choices_are_refused(tmp_path: Path) -> None:
+    """Fewer choices are easier; without its right one an item counted as wrong, as if its score were no number."""
+    ids, who = ["i1", "i2", "i3"], {**WHO, "checkpoint": "a"}
+    loglik, gold = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32), np.array([0, 1, 0])
+    put(tmp_path, "a", planted.item_table(who, loglik, gold, ids))
+    put(tmp_path, "b", planted.item_table({**who, "checkpoint": "b"}, loglik[:, :2], gold, ids))
+    with pytest.raises(UserError, match="a and b disagree about the numbers of choices"):
+        read_store(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "shots", "said"),
+    [
+        ("default_score", "0", "its files name different default scores (acc, acc_norm); acc is taken"),
+        ("seed", "0", ""),
+        ("seed", "5", "scored with different seeds, so with other few-shot examples"),
+        ("rows_hash", "5", "scored with different files of few-shot examples"),
+        ("dtype", "0", "scored with different dtypes"),
+    ],
+)
+def test_settings_that_change_scores_a_little_are_said(
+    tmp_path: Path, key: str, shots: str, said: str
+) -> None:
+    values = ("acc", "acc_norm") if key == "default_score" else ("1", "2")
+    for checkpoint, value in zip("ab", values, strict=True):
+        put(tmp_path, checkpoint, simple(["i1", "i2"]), **{"fewshot": shots, key: value})
+    notes = read_store(tmp_path).notes
+    assert any(said in note for note in notes) if said else not notes
+
+
 def test_items_in_another_order_are_paired_by_id(tmp_path: Path) -> None:
     table = simple(["i1", "i2", "i3"])
     put(tmp_path, "a", table)
@@ -189,7 +239,7 @@ def test_mixed_settings_are_refused(tmp_path: Path, key: str, word: str) -> None
 def test_benchmarks_of_one_checkpoint_are_of_one_model(tmp_path: Path, key: str, what: str) -> None:
     table = simple(["i1", "i2", "i3"])
     put(tmp_path, "a", table, **{key: "old"})
-    path = tmp_path / "a" / "boolq.arrow"
+    path, table = tmp_path / "a" / "boolq.arrow", renamed(table, "boolq")
     for value in ("old", ""):  # imported scores state nothing of it
         store.write(path, table, planted.metadata(**{key: value}))
         assert len(read_store(tmp_path).benchmarks) == 2

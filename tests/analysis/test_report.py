@@ -13,12 +13,13 @@ import chromium
 import numpy as np
 import planted
 import pytest
+from test_protocols import make
 
 from evalengine.analysis.data.mixtures import from_sources
 from evalengine.analysis.data.panel import load_panel
 from evalengine.analysis.figure import IntervalPlot
 from evalengine.analysis.report.drawing import svg
-from evalengine.analysis.report.report import write_figures, write_latex, write_report
+from evalengine.analysis.report.report import undefined_words, write_figures, write_latex, write_report
 from evalengine.analysis.report.style import styled
 from evalengine.analysis.report.summary import summarise
 from evalengine.analysis.results import OTHERS, load_results
@@ -278,6 +279,27 @@ def test_command(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     (tmp_path / "analysis.json").write_text("{")
     assert main(["report", str(tmp_path)]) == 1
     assert "damaged" in capsys.readouterr().err
+
+
+def test_undefined_resamples_are_said_once_and_each_row_has_its_share(tmp_path: Path) -> None:
+    """By hand: r has none where all nine draws are of the five mixtures, or of the two, that are alike."""
+    panel = make(seed=4)
+    panel.values["accuracy"][1, 0, :, 0] = [0.6] * 2 + [0.7, 0.8] + [0.5] * 5
+    analysis = analyse(panel, CorrelateOptions())
+    (row,) = [
+        r
+        for r in analysis.tables["transfer"]
+        if (r.name, r.scale, r.quantity, r.contrast) == ("a1", "1B", "accuracy", "")
+    ]
+    assert row.degenerate == pytest.approx((5 / 9) ** 9 + (2 / 9) ** 9 + 2 * (1 / 9) ** 9) and not row.note
+    notes = [r.note for rows in analysis.tables.values() for r in rows if math.isfinite(r.estimate)]
+    assert not any("of the resamples" in note for note in notes)
+    analysis.write(tmp_path)
+    html = write_report(tmp_path, tmp_path).read_text()
+    share = max(r.degenerate for rows in analysis.tables.values() for r in rows if math.isfinite(r.estimate))
+    assert html.count("Resamples in which a statistic is undefined are left out: of") == 1
+    assert f"up to {share:.1%} (column degenerate of the tables)" in html
+    assert undefined_words([row._replace(degenerate=0.0)]) == ""
 
 
 def test_report_of_undefined_values(tmp_path: Path) -> None:

@@ -151,6 +151,16 @@ def test_intervals_hold_the_regret_of_the_mixtures_at_hand(reliability: float, d
     assert len(held) > 0.9 * studies * B
 
 
+def test_another_seed_moves_the_loss_by_a_fiftieth_of_what_is_not_known_of_it() -> None:
+    value, noise_22 = np.random.default_rng(0).normal(size=(2, 9)), np.array([[0.5, 0.1], [0.1, 0.5]])
+    found = [
+        regret(value, measured(value, noise_22), None, np.random.default_rng(seed)) for seed in range(40)
+    ]
+    judged_SD = np.array([one.judged_D for one in found if one is not None])
+    assert len(judged_SD) == 40
+    assert judged_SD.mean(axis=1).std() < 0.022 * judged_SD.std(axis=1).mean()
+
+
 def test_noise_alone_has_no_posterior() -> None:
     value = 0.01 * np.random.default_rng(0).normal(size=(2, 9))
     assert regret(value, measured(value, np.eye(2)), None, np.random.default_rng(0)) is None

@@ -54,6 +54,31 @@ def test_no_such_checkpoint(refused: Callable[..., str], tmp_path: Path) -> None
     assert "no such checkpoint" in refused(tmp_path / "nothing")
 
 
+@pytest.mark.parametrize(
+    ("name", "within", "key"),
+    [
+        ("config.json", "{", "vocab_size"),
+        ("tokenizer_config.json", "{", "eos_token"),
+        ("tokenizer.json", '"vocab": {', "<|endoftext|>"),
+        ("special_tokens_map.json", "{", "eos_token"),
+        ("added_tokens.json", "{", "<mask>"),
+    ],
+)
+def test_a_key_that_a_file_repeats(
+    refused: Callable[..., str], good: Path, tmp_path: Path, name: str, within: str, key: str
+) -> None:
+    """The libraries that read these files take the last value."""
+    file = copy(good, tmp_path / "1M-a-pt") / name
+    text = file.read_text() if file.exists() else json.dumps({key: 0})
+    assert within in text and json.dumps(key) in text
+    file.write_text(text.replace(within, f"{within}{json.dumps(key)}: 0,", 1))
+    said = refused(file.parent)
+    assert f"{name}: the key {key!r} appears twice in one object; remove one of the two" in " ".join(
+        said.split()
+    )
+    assert not list((tmp_path / "scores").rglob("*.arrow"))
+
+
 def test_a_folder_of_checkpoints(refused: Callable[..., str], good: Path) -> None:
     assert "it holds 1 checkpoint: give" in refused(good.parent)
 

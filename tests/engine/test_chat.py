@@ -52,11 +52,8 @@ def score(path: Path, world: Path, out: Path, *more: str, benchmarks: str = "cop
 def rendered(template: str, *contexts: str, kind: str = "byte_level") -> list[str]:
     """What stands before the replies to contexts."""
     tokenizer = tiny_models.tokenizer(kind)
-    before, tokenizer.chat_template = getattr(tokenizer, "chat_template", None), template
-    try:
-        one = ChatFormat("m", tokenizer)
-    finally:
-        tokenizer.chat_template = before
+    tokenizer.chat_template = template
+    one = ChatFormat("m", tokenizer)
     items = ItemSet("b", "c", "1", None, [Item("0", contexts, (" x",) * len(contexts), (), 0)], "h", 1)
     try:
         return list(one.conversations(items)[0].items[0].contexts)
@@ -181,7 +178,6 @@ def test_without_context_pmi_asks_an_empty_message() -> None:
     try:
         encoded = encode(items, Encoder(tokenizer, 64), pmi=True, chat=one)
     finally:
-        tokenizer.chat_template = None
         one.close()
     assert encoded.uncond_C is not None
     for s, choice in zip(encoded.uncond_C, "ab", strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -39,16 +38,22 @@ def reference(tokenizer: Any) -> Any:
 
 
 def doubling(tokenizer: Any) -> Any:
-    """A copy of the tokenizer, which other tests share, with two BOS before every text."""
+    """The tokenizer, with two BOS before every text."""
     from tokenizers.processors import TemplateProcessing
 
-    tokenizer = copy.deepcopy(tokenizer)
     bos = tokenizer.bos_token
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"{bos} {bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
     )
     assert tokenizer.encode("") == [tokenizer.bos_token_id] * 2
     return tokenizer
+
+
+def test_a_test_may_change_the_tokenizer_that_it_is_given() -> None:
+    doubling(tiny_models.tokenizer("sentencepiece_like")).chat_template = "{{ bos_token }}"
+    other = tiny_models.tokenizer("sentencepiece_like")
+    assert other.chat_template is None
+    assert other.encode("") == [other.bos_token_id]
 
 
 @pytest.mark.parametrize("kind", KINDS)

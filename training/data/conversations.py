@@ -6,10 +6,10 @@ Dims: T tokens.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -24,51 +24,73 @@ from evalengine.training.data.sources import hub_rows
 from evalengine.training.data.tokenizer import Tokenizer
 from evalengine.training.study import ChatSource, SftData, SourceSpec
 
+T = TypeVar("T")
+
+
+class DataKind(NamedTuple):
+    """What errors call it, the key of the study that names it, and the columns of its rows."""
+
+    what: str
+    key: str
+    columns: tuple[str, ...]
+    optional: tuple[str, ...]
+
+
+SFT = DataKind("fine-tuning data", "sft.data", ("messages",), ("benchmark", "choices"))
+
 
 def read(sft: SftData, data: Path | None, seed: int) -> list[TaskConversation]:
-    """The conversations of the study's fine-tuning data, in the file's order, with what is known of their tasks."""
-    found = [
-        one for source in sft.data for some in _of(source, data) for one in sample(some, source.limit, seed)
-    ]
+    """The conversations of the study's fine-tuning data, and their tasks: with an item the user says the context and the
+    assistant the gold choice."""
+
+    def solved(benchmark: Benchmark, item: Item) -> TaskConversation:
+        asked, answer = item.contexts[item.gold], item.continuations[item.gold]
+        messages = Message("user", asked), Message("assistant", answer)
+        return TaskConversation(messages, benchmark.name, item.choices)
+
+    return read_sources(sft.data, data, seed, SFT, solved, parse_asked)
+
+
+def read_sources(
+    sources: Sequence[ChatSource],
+    data: Path | None,
+    seed: int,
+    kind: DataKind,
+    of_item: Callable[[Benchmark, Item], T | None],
+    parse: Callable[[Any, str, str], T],
+) -> list[T]:
+    """What the sources hold, in their order; at most `limit` of each benchmark, or of the file or hub data set.
+
+    of_item: makes it of a train item, None where it cannot. parse: of a row, its file and line, and the source's name. Raises
+    UserError naming file and line, or where there is nothing.
+    """
+    found: list[T] = []
+    for source in sources:
+        if source.benchmarks_train:
+            for benchmark, items in train_items(source, data):
+                made = [one for item in items if (one := of_item(benchmark, item)) is not None]
+                found += sample(made, source.limit, seed)
+        else:
+            rows, name = rows_of(source, data, kind), source.path or source.hub
+            found += sample([parse(record, where, name) for where, record in rows], source.limit, seed)
     if not found:
-        raise UserError("the fine-tuning data holds no conversation: check sft.data")
+        raise UserError(f"the {kind.what} holds nothing to learn from: check {kind.key}")
     return found
 
 
-def _of(source: ChatSource, data: Path | None) -> Iterator[list[TaskConversation]]:
-    """Those of each benchmark, where the user says an item's context and the assistant its gold choice, or of the source."""
-    if source.benchmarks_train:
-        for benchmark, items in train_items(source, data):
-            yield [TaskConversation(_solved(item), benchmark.name, item.choices) for item in items]
-    else:
-        columns = ("benchmark", "choices")
-        rows = rows_of(source, data, "fine-tuning data", "sft.data", "messages", optional=columns)
-        yield [parse_asked(record, where, source.path or source.hub) for where, record in rows]
-
-
-def _solved(item: Item) -> Conversation:
-    asked, answer = item.contexts[item.gold], item.continuations[item.gold]
-    return Message("user", asked), Message("assistant", answer)
-
-
-def rows_of(
-    source: ChatSource, data: Path | None, what: str, key: str, *columns: str, optional: Sequence[str] = ()
-) -> Iterator[tuple[str, Any]]:
-    """(where, record) of every row of a file or a hub data set; `what` it holds and `key` of the study are for errors.
-
-    Of Parquet these columns, and the optional ones that are there, alone.
-    """
+def rows_of(source: ChatSource, data: Path | None, kind: DataKind) -> Iterator[tuple[str, Any]]:
+    """(where, record) of every row of a file or a hub data set; of Parquet the kind's columns alone."""
     if source.hub:
         spec = SourceSpec(hub=source.hub, config=source.config, split=source.split)
         yield from ((f"{source.hub}, row {number}", row) for number, row in enumerate(hub_rows(spec), 1))
         return
     if data is None:
-        raise UserError(f"{key} reads {source.path}: give the folder that holds it with --data DIR")
+        raise UserError(f"{kind.key} reads {source.path}: give the folder that holds it with --data DIR")
     file = data / source.path
     if not file.is_file():
-        raise UserError(f"there is no {what} at {file}: check {key} and --data")
+        raise UserError(f"there is no {kind.what} at {file}: check {kind.key} and --data")
     if file.suffix == ".parquet":
-        yield from records.parquet(file, *columns, optional=optional)
+        yield from records.parquet(file, *kind.columns, optional=kind.optional)
     else:
         yield from records.jsonl(file)
 

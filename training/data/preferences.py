@@ -7,21 +7,20 @@ the wrong ones; which of them a run learns from is for its fine-tuned model to s
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from evalengine.benchmarks import Item
-from evalengine.benchmarks.load import sample
+from evalengine.benchmarks import Benchmark, Item
 from evalengine.errors import UserError
 from evalengine.training.chat import Conversation, Message, RenderedChat, messages_of, render
 from evalengine.training.data import conversations
-from evalengine.training.data.conversations import Example, encode, rows_of, train_items
+from evalengine.training.data.conversations import DataKind, Example, encode, read_sources
 from evalengine.training.data.tokenizer import Tokenizer
-from evalengine.training.study import ChatSource, DpoData
+from evalengine.training.study import DpoData
 
 Candidates = list[list[Example]]  # of each question, tokenised: the right response, then its others
 
@@ -31,25 +30,17 @@ class Question(NamedTuple):
     responses: tuple[Conversation, ...]  # the right one first
 
 
+DPO = DataKind("preference data", "dpo.data", ("chosen", "rejected"), ("prompt", "messages"))
+
+
 def read(dpo: DpoData, data: Path | None, seed: int) -> list[Question]:
-    """The questions of the study's preferences, in the file's order. Raises UserError naming file and line."""
-    found = [
-        one for source in dpo.data for some in _of(source, data) for one in sample(some, source.limit, seed)
-    ]
-    if not found:
-        raise UserError("the preferences hold no pair: check dpo.data")
-    return found
+    """The questions of the study's preferences; items whose choices all read like the right one are left out."""
 
+    def asked(_: Benchmark, item: Item) -> Question | None:
+        question = of_item(item)
+        return question if len(question.responses) > 1 else None
 
-def _of(source: ChatSource, data: Path | None) -> Iterator[list[Question]]:
-    """Those of each benchmark, or of the source."""
-    if source.benchmarks_train:
-        for _, items in train_items(source, data):
-            yield [question for item in items if len((question := of_item(item)).responses) > 1]
-    else:
-        columns, optional = ("chosen", "rejected"), ("prompt", "messages")
-        rows = rows_of(source, data, "preference data", "dpo.data", *columns, optional=optional)
-        yield [parse(record, where) for where, record in rows]
+    return read_sources(dpo.data, data, seed, DPO, asked, lambda record, where, _: parse(record, where))
 
 
 def of_item(item: Item) -> Question:
