@@ -6,6 +6,7 @@ A local cluster takes some ten seconds to start. It belongs to this process: it 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import shutil
@@ -92,14 +93,19 @@ def on_loopback() -> Iterator[dict[str, Any]]:
 
     Ray, and the processes that it starts, take that address for this machine's on systems where they know of no clusters.
     """
+    from ray._private import parameter, services
     from ray._private import ray_constants as constants
 
     remove_litter()
     switch = constants.ENABLE_RAY_CLUSTERS_ENV_VAR
-    clusters = constants.ENABLE_RAY_CLUSTER
+    clusters, params, api = constants.ENABLE_RAY_CLUSTER, parameter.RayParams, services.start_api_server
     before = {name: os.environ.get(name) for name in (switch, "RAY_AUTH_MODE")}  # Ray sets the second itself
     folder = tempfile.mkdtemp(prefix=f"evalengine-ray-{os.getpid()}-", dir=short_folder())
     constants.ENABLE_RAY_CLUSTER, os.environ[switch] = False, "0"
+    # Nobody asks for more nodes, reads workers' logs or looks at a dashboard, whose process runs without one, too: Ray goes on
+    # where it fails to start, as it seems to here.
+    parameter.RayParams = functools.partial(params, no_monitor=True, include_log_monitor=False)
+    services.start_api_server = lambda *_, **__: (None, None)
     try:
         yield {
             "include_dashboard": False,
@@ -109,6 +115,7 @@ def on_loopback() -> Iterator[dict[str, Any]]:
         }
     finally:
         constants.ENABLE_RAY_CLUSTER = clusters
+        parameter.RayParams, services.start_api_server = params, api
         for name, value in before.items():
             os.environ.pop(name, None)
             if value is not None:

@@ -65,9 +65,16 @@ def one_thread() -> Iterator[None]:
 def ray_local() -> Iterator[None]:
     """One local cluster for all tests that do not need their own; starting one takes longer than they do."""
     pytest.importorskip("ray")
+    from cluster import forked
     from evalengine.cluster.connect import connected
 
-    with connected("local", cpus=2):
+    with forked.workers(), contextlib.ExitStack() as ends:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RAY_worker_niceness", "0")  # beside another process of tests nice ones hardly run
+            patch.setenv(
+                "RAY_actor_graceful_shutdown_timeout_ms", "2000"
+            )  # until what does not answer is killed
+            ends.enter_context(connected("local", cpus=2))
         yield
 
 
