@@ -1,6 +1,7 @@
 """Reaching a Ray cluster, or starting one here (`local`) that listens on the loopback interface alone.
 
-A local cluster takes some ten seconds to start. It belongs to this process: it ends with it, also when that is killed.
+A local cluster takes seconds to start, three of a processor. It belongs to this process: it ends with it, also when that is
+killed.
 """
 
 from __future__ import annotations
@@ -112,6 +113,9 @@ def on_loopback() -> Iterator[dict[str, Any]]:
             "object_store_memory": OBJECT_STORE,
             "_node_ip_address": "127.0.0.1",
             "_temp_dir": folder,
+            "_system_config": {
+                "prestart_worker_first_driver": False
+            },  # of as many workers as there are cores
         }
     finally:
         constants.ENABLE_RAY_CLUSTER = clusters
