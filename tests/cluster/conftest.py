@@ -68,14 +68,10 @@ def ray_local() -> Iterator[None]:
     from cluster import forked
     from evalengine.cluster.connect import connected
 
-    with forked.workers(), contextlib.ExitStack() as ends:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("RAY_worker_niceness", "0")  # beside another process of tests nice ones hardly run
-            patch.setenv(
-                "RAY_actor_graceful_shutdown_timeout_ms", "2000"
-            )  # until what does not answer is killed
-            ends.enter_context(connected("local", cpus=2))
-        yield
+    with forked.workers(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")  # beside another process of tests nice ones hardly run
+        with connected("local", cpus=2):
+            yield
 
 
 def score(ckpts: Sequence[object], bench: Path, out: object, *more: object) -> int:

@@ -44,11 +44,14 @@ def workers() -> Iterator[None]:
         listener.bind(path)
         listener.listen(64)
         line = [sys.executable, __file__, "--serve", str(listener.fileno())]
-        with listener, subprocess.Popen(line, pass_fds=[listener.fileno()], stdin=subprocess.PIPE) as server:
+        given = os.environ | {"OMP_NUM_THREADS": "1"}  # as Ray gives a worker of one core, before it imports
+        with (
+            listener,
+            subprocess.Popen(line, env=given, pass_fds=[listener.fileno()], stdin=subprocess.PIPE) as server,
+        ):
             before = ray_constants.SETUP_WORKER_FILENAME
-            ray_constants.SETUP_WORKER_FILENAME = (
-                __file__  # joined to a folder, an absolute path stands alone
-            )
+            # Ray joins it to its folder's path; an absolute path stands alone.
+            ray_constants.SETUP_WORKER_FILENAME = __file__
             os.environ[SOCKET] = path
             try:
                 yield
