@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from evalengine.errors import UserError
 from evalengine.files import cores
@@ -94,9 +95,10 @@ def on_loopback() -> Iterator[dict[str, Any]]:
 
     Ray, and the processes that it starts, take that address for this machine's on systems where they know of no clusters.
     """
-    from ray._private import parameter, services
-    from ray._private import ray_constants as constants
-
+    constants, parameter, services = (
+        cast(Any, importlib.import_module(f"ray._private.{name}"))  # what is replaced has types there
+        for name in ("ray_constants", "parameter", "services")
+    )
     remove_litter()
     switch = constants.ENABLE_RAY_CLUSTERS_ENV_VAR
     clusters, params, api = constants.ENABLE_RAY_CLUSTER, parameter.RayParams, services.start_api_server
@@ -113,9 +115,7 @@ def on_loopback() -> Iterator[dict[str, Any]]:
             "object_store_memory": OBJECT_STORE,
             "_node_ip_address": "127.0.0.1",
             "_temp_dir": folder,
-            "_system_config": {
-                "prestart_worker_first_driver": False
-            },  # of as many workers as there are cores
+            "_system_config": {"prestart_worker_first_driver": False},  # one for each core, unasked
         }
     finally:
         constants.ENABLE_RAY_CLUSTER = clusters
