@@ -1,11 +1,14 @@
 """Reaching a Ray cluster, or starting one here (`local`) that listens on the loopback interface alone.
 
-A local cluster takes some ten seconds to start. It belongs to this process: it ends with it, also when that is killed.
+A local cluster takes seconds to start, three of a processor. It belongs to this process: it ends with it, also when that is
+killed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import os
 import re
 import shutil
@@ -13,7 +16,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from evalengine.errors import UserError
 from evalengine.files import cores
@@ -92,23 +95,31 @@ def on_loopback() -> Iterator[dict[str, Any]]:
 
     Ray, and the processes that it starts, take that address for this machine's on systems where they know of no clusters.
     """
-    from ray._private import ray_constants as constants
-
+    constants, parameter, services = (
+        cast(Any, importlib.import_module(f"ray._private.{name}"))  # what is replaced has types there
+        for name in ("ray_constants", "parameter", "services")
+    )
     remove_litter()
     switch = constants.ENABLE_RAY_CLUSTERS_ENV_VAR
-    clusters = constants.ENABLE_RAY_CLUSTER
+    clusters, params, api = constants.ENABLE_RAY_CLUSTER, parameter.RayParams, services.start_api_server
     before = {name: os.environ.get(name) for name in (switch, "RAY_AUTH_MODE")}  # Ray sets the second itself
     folder = tempfile.mkdtemp(prefix=f"evalengine-ray-{os.getpid()}-", dir=short_folder())
     constants.ENABLE_RAY_CLUSTER, os.environ[switch] = False, "0"
+    # Nobody asks for more nodes, reads workers' logs or looks at a dashboard, whose process runs without one, too: Ray goes on
+    # where it fails to start, as it seems to here.
+    parameter.RayParams = functools.partial(params, no_monitor=True, include_log_monitor=False)
+    services.start_api_server = lambda *_, **__: (None, None)
     try:
         yield {
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE,
             "_node_ip_address": "127.0.0.1",
             "_temp_dir": folder,
+            "_system_config": {"prestart_worker_first_driver": False},  # one for each core, unasked
         }
     finally:
         constants.ENABLE_RAY_CLUSTER = clusters
+        parameter.RayParams, services.start_api_server = params, api
         for name, value in before.items():
             os.environ.pop(name, None)
             if value is not None:

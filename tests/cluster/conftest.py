@@ -65,10 +65,13 @@ def one_thread() -> Iterator[None]:
 def ray_local() -> Iterator[None]:
     """One local cluster for all tests that do not need their own; starting one takes longer than they do."""
     pytest.importorskip("ray")
+    from cluster import forked
     from evalengine.cluster.connect import connected
 
-    with connected("local", cpus=2):
-        yield
+    with forked.workers(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")  # beside another process of tests nice ones hardly run
+        with connected("local", cpus=2):
+            yield
 
 
 def score(ckpts: Sequence[object], bench: Path, out: object, *more: object) -> int:
