@@ -40,15 +40,16 @@ def connected(address: str, *, cpus: int | None = None) -> Iterator[None]:
         return
     with contextlib.ExitStack() as ends:
         if address == LOCAL:
-            options = ends.enter_context(on_loopback()) | {"num_cpus": cpus or cores()}
             what, instead = "start Ray here", "leave --ray out to score in one process"
         else:
             check_listening(address)
-            options = {"address": address}
             what = f"join the Ray cluster at {address}"
             instead = "start one with `ray start --head`, or use --ray local"
-        ends.callback(ray.shutdown)
         try:
+            options: dict[str, Any] = {"address": address}
+            if address == LOCAL:
+                options = ends.enter_context(on_loopback()) | {"num_cpus": cpus or cores()}
+            ends.callback(ray.shutdown)
             ray.init(**options, logging_level="ERROR", log_to_driver=False)
         except Exception as error:
             raise UserError(f"cannot {what}: {reason(error)} ({instead})") from None
