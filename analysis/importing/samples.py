@@ -199,9 +199,8 @@ def _sample(number: int, raw: Mapping[str, Any]) -> HarnessSample:
     loglik = tuple(float(value[0]) for value in scored)
     greedy = tuple(str(value[1]) == "True" for value in scored)
     arguments = raw["arguments"]
-    if isinstance(
-        arguments, dict
-    ):  # gen_args_0, gen_args_1, ..., which a program that sorts keys puts behind gen_args_10
+    if isinstance(arguments, dict):
+        # A program that sorts keys puts gen_args_2 behind gen_args_10.
         arguments = [arguments[f"gen_args_{i}"] for i in range(len(arguments))]
     choices = tuple(pair["arg_1"] if isinstance(pair, dict) else pair[1] for pair in arguments)
     if len(choices) != len(loglik):

@@ -3,8 +3,8 @@
 Three randomly initialised Llama-shaped models, the same items, float32, both sides in one process on an otherwise idle
 machine. The peer is lm-eval's HF backend at its best batch size of 1, 8 and 32. The floor is the arithmetic that cannot be
 avoided (each distinct token once through the layers, each scored row once through the head, each attended pair) at the rate
-of large matrix products measured in the same run. Our loop runs a second time with compiled layers where the default is eager
-ones, and the other way round.
+of large matrix products measured in the same run. Our loop also runs with a plain head and with attention over gathered keys in
+place of our kernels, and with compiled layers where the default is eager ones, or the other way round.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from evalengine.plan.encoding import Encoded
 from evalengine.training.plan import product_rate
 
 COLUMNS = (
-    "model, params, items, lm-eval s (batch), evalengine s, ratio, with tokenising, plain head, eager / compiled, GFLOP/s, GEMM,"
-    " of floor"
+    "model, params, items, lm-eval s (batch), evalengine s, ratio, with tokenising, plain head, gathered keys, eager / compiled,"
+    " GFLOP/s, GEMM, of floor"
 )
 
 
@@ -94,13 +94,21 @@ def compare(
         with mock.patch("evalengine.model.forward.target_logprobs", plain_head):
             ours()
 
+    def with_gathered_keys() -> None:
+        with mock.patch("evalengine.model.tree_attention.takes", lambda query, value: False):
+            ours()
+
     first = timed(ours)
-    sides = {"ours": partial(timed, ours), "plain": partial(timed, with_a_plain_head)}
+    sides = {
+        "ours": partial(timed, ours),
+        "plain": partial(timed, with_a_plain_head),
+        "gathered": partial(timed, with_gathered_keys),
+    }
     if other is not None:
         ours(other)
         sides["other"] = partial(timed, partial(ours, other))
     took = medians(sides, repeats)
-    seconds, plain = took["ours"], took["plain"]
+    seconds, plain, gathered = took["ours"], took["plain"], took["gathered"]
     eager, compiled = map(took.get, ("other", "ours") if backend.compile else ("ours", "other"))
     peer = min(lm_eval_seconds(path, item_sets, size, device) for size in batch_sizes)
     flops, rate = unavoidable_flops(encoded, backend), product_rate(device)
@@ -113,12 +121,18 @@ def compare(
         f"{peer.loop / seconds:.1f}x",
         f"{peer.whole / (first + tokenising):.1f}x",
         f"{plain / seconds:.2f}x",
+        f"{gathered / seconds:.2f}x",
         f"{eager / compiled:.2f}x" if eager and compiled else "no compiler",
         f"{flops / seconds / 1e9:.0f}",
         f"{rate / 1e9:.0f}",
         f"{of_floor:.2f}",
     ]
-    ratios = {"lm-eval": peer.loop / seconds, "floor": of_floor, "with a plain head": plain / seconds}
+    ratios = {
+        "lm-eval": peer.loop / seconds,
+        "floor": of_floor,
+        "with a plain head": plain / seconds,
+        "with gathered keys": gathered / seconds,
+    }
     if "other" in took:
         name = "with eager layers" if backend.compile else "with compiled layers"
         ratios[name] = took["other"] / seconds
