@@ -145,6 +145,10 @@ class Code:
         pointer = self.builder.inttoptr(address.of, kind.as_pointer())
         return Value(self.builder, self.builder.load(pointer, align=align))
 
+    def integers(self, address: Value, names: Sequence[str]) -> dict[str, Value]:
+        """The int64 numbers there, one after another, by these names."""
+        return {name: self.load(address + 8 * i, I64) for i, name in enumerate(names)}
+
     def store(self, value: Value, address: Value, align: int = 4) -> None:
         pointer = self.builder.inttoptr(address.of, value.of.type.as_pointer())
         self.builder.store(value.of, pointer, align=align)
@@ -190,6 +194,10 @@ class Code:
             value = self.fma(value, rest, self.vector(coefficient))
         return value * (rounded.cast(VI) << 23).cast(VF)
 
+    def shift(self, top: Value) -> Value:
+        """What is taken off before an exponential: the maximum, or nothing where all is masked."""
+        return top.same(-float("inf")).where(0.0, top)
+
     def soft_capped(self, x: Value, softcap_L: Value) -> Value:
         """softcap * tanh(x / softcap), NaN for an infinite x, of which a soft-cap would leave no trace."""
         below = x < 0.0
@@ -212,11 +220,12 @@ class Code:
         return lanes
 
     @contextlib.contextmanager
-    def loop(self, start: Any, end: Value, step: int = 1) -> Iterator[Value]:
+    def loop(self, start: Value | int, end: Value | int, step: int = 1) -> Iterator[Value]:
         """Runs its body for start, start + step, ... below end."""
-        index = self.variable(start if isinstance(start, Value) else self.integer(start))
+        first, behind = (x if isinstance(x, Value) else self.integer(x) for x in (start, end))
+        index = self.variable(first)
         with self.repeat() as leave:
-            leave(end - 1 < index.now)
+            leave(behind - 1 < index.now)
             yield index.now
             index.now = index.now + step
 

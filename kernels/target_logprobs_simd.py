@@ -145,17 +145,13 @@ def _program(bf16: bool, models: int) -> Program:
     )
 
 
-def _given(code: Code, block: Value, names: Sequence[str] = SHARED) -> dict[str, Value]:
-    return {name: code.load(block + 8 * i, I64) for i, name in enumerate(names)}
-
-
 def _tiles(vocab: Value) -> Value:
     return (vocab + (TILE_V - 1)) // TILE_V
 
 
 def _units(code: Code, block: Value) -> None:
     """What each thread runs: tiles and targets until there are none."""
-    x = _given(code, block)
+    x = code.integers(block, SHARED)
     row_blocks = (x["panels"] * LANES + (ROWS - 1)) // ROWS
     units = row_blocks * _tiles(x["vocab"])
     with code.repeat() as leave:
@@ -172,7 +168,7 @@ def _units(code: Code, block: Value) -> None:
 
 def _tile(models: int, code: Code, block: Value, k: Value, n: Value) -> None:
     """Statistics of the tile k for the n-th block of rows, for every beta."""
-    x = _given(code, block)
+    x = code.integers(block, SHARED)
     buffers = [code.space(COLUMNS * ROWS * 4) for _ in range(models)]
     vectors = ROWS // LANES
     width = x["panels"] * VECTOR  # bytes of a row of scratch
@@ -198,7 +194,7 @@ def _tile(models: int, code: Code, block: Value, k: Value, n: Value) -> None:
 
 def _target(models: int, code: Code, block: Value, t: Value) -> None:
     """The logit of a target, with the bits it has in its tile, to where its log-probability will be, for every beta."""
-    x = _given(code, block)
+    x = code.integers(block, SHARED)
     buffers = [code.space(VECTOR) for _ in range(models)]
     row, token = code.load(x["row"] + t * 8, I64) - x["start"], code.load(x["token"] + t * 8, I64)
     one = code.integer(1)
@@ -221,7 +217,7 @@ def _each_beta(
 
     A single model's logits are taken as they are; of three, base + beta (tuned - ref), which is base, bit for bit, for 0.
     """
-    x = _given(code, block)
+    x = code.integers(block, SHARED)
     for k, buffer in enumerate(buffers):
         model = block + 8 * (len(SHARED) + k * len(MODEL))
         code.call("logits", model, panel, panels, column, count, buffer)
@@ -246,7 +242,7 @@ def _logits(
     code: Code, model: Value, panel: Value, panels: Value, column: Value, count: Value, buffer: Value
 ) -> None:
     """A model's logits of `panels` panels and `count` columns, a column's vectors side by side."""
-    x = _given(code, model, MODEL)
+    x = code.integers(model, MODEL)
     vectors, stride = ROWS // LANES, panels * VECTOR
     h, w = x["h"] + panel * x["stride_h"], x["w"] + column * x["stride_w"]
     whole = count - count % STEP
@@ -341,7 +337,7 @@ def _statistics(
         first.now = greater.where(code.splat((column + c).cast(I32, "trunc")), first.now)
     code.store(top.now, result)
     code.store(first.now, at_first)
-    shift = _shift(top.now)
+    shift = code.shift(top.now)
     total = code.variable(code.load(at_total) * code.exp(before - shift))
     with code.loop(0, count) as c:
         total.now = total.now + code.exp(code.load(x + c * stride) - shift)
@@ -355,7 +351,7 @@ def _scratch(x: dict[str, Value]) -> Value:
 
 def _finish(code: Code, block: Value) -> None:
     """The tiles' statistics of each row, in their order, into those of all of them, and the targets' answers."""
-    x = _given(code, block)
+    x = code.integers(block, SHARED)
     width, tiles = x["panels"] * VECTOR, _tiles(x["vocab"])
     with code.loop(0, x["betas"]) as b:
         scratch = x["scratch"] + b * _scratch(x)
@@ -368,7 +364,7 @@ def _finish(code: Code, block: Value) -> None:
                 greater = code.load(tile) > top.now
                 top.now = greater.where(code.load(tile), top.now)
                 first.now = greater.where(code.load(tile + width * 2, VI), first.now)
-            shift, total = _shift(top.now), code.variable(code.vector(0.0))
+            shift, total = code.shift(top.now), code.variable(code.vector(0.0))
             with code.loop(0, tiles) as k:
                 tile = at + k * width * 3
                 total.now = total.now + code.load(tile + width) * code.exp(code.load(tile) - shift)
@@ -386,8 +382,3 @@ def _finish(code: Code, block: Value) -> None:
                 token = code.load(x["token"] + t * 8, I64).cast(I32, "trunc")
                 greedy = code.load(at + width * 2, I32).same(token) & (logprob - logprob).same(0.0)
                 code.store(greedy.cast(I8, "zext"), x["greedy"] + number, align=1)
-
-
-def _shift(top: Value) -> Value:
-    """What is taken off before an exponential: the maximum, or nothing where a bias masks everything."""
-    return top.same(-float("inf")).where(0.0, top)

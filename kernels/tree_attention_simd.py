@@ -14,7 +14,6 @@ Dims: H heads, G key heads, N tokens, P tokens of the kept prefix, A ancestors, 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -104,10 +103,6 @@ def _program() -> Program:
     )
 
 
-def _given(code: Code, block: Value, names: Sequence[str] = ARGUMENTS) -> dict[str, Value]:
-    return {name: code.load(block + 8 * i, I64) for i, name in enumerate(names)}
-
-
 def _places(space: Value) -> dict[str, Value]:
     """The address of each part of a unit's working memory."""
     places, at = {}, 0
@@ -119,7 +114,7 @@ def _places(space: Value) -> dict[str, Value]:
 
 def _units(code: Code, block: Value) -> None:
     """What each thread runs: units until there are none."""
-    x = _given(code, block)
+    x = code.integers(block, ARGUMENTS)
     space = code.space(sum(PARTS.values()))
     tiles = (x["block"] + (QUERIES - 1)) // QUERIES
     units = x["tokens"] // x["block"] * tiles * x["heads"]
@@ -132,7 +127,7 @@ def _units(code: Code, block: Value) -> None:
 
 def _tile(code: Code, block: Value, space: Value, head: Value, b: Value, t: Value) -> None:
     """The answers of the t-th tile of the b-th block under one head."""
-    x, at = _given(code, block), _places(space)
+    x, at = code.integers(block, ARGUMENTS), _places(space)
     first = b * x["block"] + t * QUERIES
     rows = code.least(x["block"] - t * QUERIES, QUERIES)
     code.call("begin", block, space, head, first, rows)
@@ -140,20 +135,24 @@ def _tile(code: Code, block: Value, space: Value, head: Value, b: Value, t: Valu
     count = x["prefix"] + ancestors + t * QUERIES + rows
     with code.loop(0, count, KEYS) as start:
         keys = code.least(count - start, KEYS)
-        padded = (keys + (STEP_K - 1)) // STEP_K * STEP_K
+        padded = _padded(keys)
         code.call("keys", block, space, head, b, start, keys)
         with code.loop(0, padded, STEP_K) as k:
             code.call("logits", at["q"], at["key_at"] + k * 8, x["width"], at["logits"] + k * STRIDE)
         code.call("cap", x["options"], at["logits"], padded * VECTORS)
-        with code.loop(0, code.integer(VECTORS)) as v:
+        with code.loop(0, VECTORS) as v:
             code.call("weigh", space, padded, v, x["window"])
         whole = x["value_width"] - x["value_width"] % STEP_E
-        steps = ("values", STEP_E, code.integer(0), whole), ("value", 1, whole, x["value_width"])
+        steps = ("values", STEP_E, 0, whole), ("value", 1, whole, x["value_width"])
         for name, columns, first_e, end_e in steps:
             with code.loop(first_e, end_e, columns) as e:
                 out = at["out"] + e * STRIDE
                 code.call(name, at["logits"], at["value_at"], keys, e * 4, out, at["shrink"])
     code.call("finish", block, space, head, first, rows)
+
+
+def _padded(keys: Value) -> Value:
+    return (keys + (STEP_K - 1)) // STEP_K * STEP_K
 
 
 def _offset(code: Code, x: dict[str, Value], b: Value) -> Value:
@@ -162,15 +161,15 @@ def _offset(code: Code, x: dict[str, Value], b: Value) -> Value:
 
 def _begin(code: Code, block: Value, space: Value, head: Value, first: Value, rows: Value) -> None:
     """A tile's queries, scaled, with a vector's numbers of one column side by side; lanes behind the last row repeat it."""
-    x, at = _given(code, block), _places(space)
+    x, at = code.integers(block, ARGUMENTS), _places(space)
     scale = code.load(x["options"], F32)
     query = x["query"] + head * x["query_h"]
-    with code.loop(0, code.integer(QUERIES)) as i:
+    with code.loop(0, QUERIES) as i:
         n = first + code.least(i, rows - 1)
         code.store(n.cast(I32, "trunc"), at["n"] + i * 4)
         code.store(code.load(x["position"] + n * 4, I32), at["n_position"] + i * 4)
     whole = x["width"] - x["width"] % LANES
-    with code.loop(0, code.integer(VECTORS)) as v:
+    with code.loop(0, VECTORS) as v:
         q = at["q"] + v * (x["width"] * VECTOR)
         row_at = [
             query + (first + code.least(v * LANES + lane, rows - 1)) * x["query_n"] for lane in range(LANES)
@@ -192,7 +191,7 @@ def _begin(code: Code, block: Value, space: Value, head: Value, first: Value, ro
 
 def _keys(code: Code, block: Value, space: Value, head: Value, b: Value, start: Value, count: Value) -> None:
     """Where `count` keys of the b-th block's list lie and who sees them, from the start-th one on; padding is seen by none."""
-    x, at = _given(code, block), _places(space)
+    x, at = code.integers(block, ARGUMENTS), _places(space)
     group = head // x["group"]
     stop, first = start + count, b * x["block"]
     begin = _offset(code, x, b)
@@ -219,7 +218,7 @@ def _keys(code: Code, block: Value, space: Value, head: Value, b: Value, start: 
         token(j, code.load(x["ancestor"] + (begin + j - prefix) * 4, I32).cast(I64, "sext"), zero)
     with code.loop((start < listed).where(listed, start), stop) as j:
         token(j, first + j - listed, first + j - listed)
-    with code.loop(count, (count + (STEP_K - 1)) // STEP_K * STEP_K) as i:
+    with code.loop(count, _padded(count)) as i:
         for name in ("key_at", "value_at"):
             code.store(code.load(at[name], I64), at[name] + i * 8)
         for name in ("low", "high", "key_position"):
@@ -266,7 +265,7 @@ def _weigh(code: Code, space: Value, count: Value, v: Value, window: Value) -> N
         logit = seen.where(code.load(x + k * STRIDE), -float("inf"))
         code.store(logit, x + k * STRIDE)
         top.now = (logit > top.now).where(logit, top.now)
-    shift = top.now.same(-float("inf")).where(0.0, top.now)
+    shift = code.shift(top.now)
     shrink = code.exp(before - shift)
     total = code.variable(code.load(at["total"] + lanes) * shrink)
     with code.loop(0, count) as k:
@@ -309,10 +308,10 @@ def _values(
 
 def _finish(code: Code, block: Value, space: Value, head: Value, first: Value, rows: Value) -> None:
     """The answers, divided by the sums of weights, to their rows; lanes behind the last row write it again."""
-    x, at = _given(code, block), _places(space)
+    x, at = code.integers(block, ARGUMENTS), _places(space)
     width = x["value_width"]
     whole = width - width % LANES
-    with code.loop(0, code.integer(VECTORS)) as v:
+    with code.loop(0, VECTORS) as v:
         share_L = code.vector(1.0) / code.load(at["total"] + v * VECTOR)
         out = at["out"] + v * VECTOR
         row_at = [

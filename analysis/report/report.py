@@ -235,8 +235,8 @@ def undefined_words(rows: Iterable[Row]) -> str:
     if not found:
         return ""
     return (
-        f"Resamples in which a statistic is undefined are left out: of {len(found):,} statistics, up to {max(found):.1%} (column"
-        f" degenerate of the tables). Above {DEGENERATE_MOST:.0%} none is reported."
+        f"{len(found):,} statistics are undefined in {DEGENERATE_SAID:.1%} to {max(found):.1%} of the resamples, which are left"
+        f" out for them (column degenerate of the tables). What is undefined in more than {DEGENERATE_MOST:.0%} is not reported."
     )
 
 

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     started, name, seeds = time.monotonic(), _study(args.quick), _seeds(args.seeds)
     scale = max(load(name).scales.items(), key=lambda entry: entry[1].d_model)[0]
     if not seeds:
-        how_long = "about a minute" if args.quick else "about five minutes"
+        how_long = "about a minute" if args.quick else "about four minutes"
         console.say(
             f"{len(_runs(name))} tiny checkpoints are trained, scored on 20 benchmarks and correlated: "
             f"{how_long} on two cores."

@@ -106,8 +106,8 @@ def on_loopback() -> Iterator[dict[str, Any]]:
     before = {name: os.environ.get(name) for name in (switch, "RAY_AUTH_MODE")}  # Ray sets the second itself
     folder = tempfile.mkdtemp(prefix=f"evalengine-ray-{os.getpid()}-", dir=short_folder())
     constants.ENABLE_RAY_CLUSTER, os.environ[switch] = False, "0"
-    # Nobody asks for more nodes, reads workers' logs or looks at a dashboard, whose process runs without one, too: Ray goes on
-    # where it fails to start, as it seems to here.
+    # A cluster that never grows needs no autoscaler, and nobody reads its workers' logs. The dashboard's process is started even
+    # without a dashboard; Ray goes on where that fails, as it seems to do here.
     parameter.RayParams = functools.partial(params, no_monitor=True, include_log_monitor=False)
     services.start_api_server = lambda *_, **__: (None, None)
     try:

@@ -297,8 +297,8 @@ def test_undefined_resamples_are_said_once_and_each_row_has_its_share(tmp_path: 
     analysis.write(tmp_path)
     html = write_report(tmp_path, tmp_path).read_text()
     share = max(r.degenerate for rows in analysis.tables.values() for r in rows if math.isfinite(r.estimate))
-    assert html.count("Resamples in which a statistic is undefined are left out: of") == 1
-    assert f"up to {share:.1%} (column degenerate of the tables)" in html
+    assert html.count("statistics are undefined in 0.1% to") == 1
+    assert f"0.1% to {share:.1%} of the resamples, which are left out for them (column degenerate" in html
     assert undefined_words([row._replace(degenerate=0.0)]) == ""
 
 
